@@ -1,0 +1,108 @@
+"""The interface between the core and a backend.
+
+A backend *declares* (``capabilities``, ``environment_reasons``, ``rank``) without importing its
+library, and *binds*: ``bind(key, device)`` compiles or looks up what a KernelKey needs and
+returns a BoundKernel, which launches. Plugin authors: docs/adding-a-backend.md.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flashmla_hub.capabilities import Capabilities
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.request import ChoiceKey, KernelKey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendInfo:
+    """Where a backend comes from and what is known of it; the README's table is made from this.
+
+    ``verified`` names device, date and evidence file of a conformance run on hardware, or is ''
+    ("not run on hardware").
+    """
+
+    summary: str
+    vendor: str = ""
+    package: str = ""
+    versions: str = ""
+    source: str = ""
+    confidence: str = "high"
+    verified: str = ""
+
+
+class BoundKernel:
+    """A kernel bound to one KernelKey and device. Immutable; holds no device memory.
+
+    Subclasses implement the ``run`` of their op, with exactly these positional arguments
+    (shapes, dtypes and the meaning of values: docs/contract.md):
+
+    dense_decode
+        ``run(q, k_cache, block_table, cache_seqlens, softmax_scale, out, lse, plan)``
+        -> ``(out, lse)``
+    sparse_decode
+        ``run(q, k_cache, indices, softmax_scale, out, lse, topk_length, attn_sink,
+        extra_k_cache, extra_indices, extra_topk_length, plan)`` -> ``(out, lse)``
+    sparse_prefill
+        ``run(q, kv, indices, softmax_scale, out, lse, max_logits, topk_length, attn_sink, plan)``
+        -> ``(out, max_logits, lse)``
+
+    ``softmax_scale`` is a float, never None. ``out`` (batch, s_q, h_q, d_v), ``lse``
+    (batch, h_q, s_q) and ``max_logits`` are tensors to write in place and return, or None: then
+    the kernel allocates and returns its own. Absent optional tensors are None. ``plan`` is what
+    ``plan`` returned, None for kernels with ``plans = False``. The batch is q.shape[0] and never
+    0; every argument was validated. ``causal``, head counts and the like are in the key that the
+    kernel was bound for. Scratch comes from torch's allocator for each call. No host
+    synchronisation.
+    """
+
+    plans: bool = False
+
+    def plan(self, block_table: Tensor | None, cache_seqlens: Tensor | None) -> Any:
+        """State that depends on lengths, for ports that need it (hazard plans_per_metadata)."""
+        return None
+
+    def run(self, *args: Any) -> Any:
+        raise NotImplementedError
+
+
+class Backend(ABC):
+    """Base class of a backend. ``name`` is unique, lower-case, ``[a-z][a-z0-9_]*``."""
+
+    name: str = ""
+    version: str = ""
+    runs_simulated: bool = False  # may run while simulate_device() is in force (simulated ports)
+    info: BackendInfo = BackendInfo(summary="")
+
+    @abstractmethod
+    def capabilities(self, device: DeviceInfo) -> tuple[Capabilities, ...]:
+        """The declarations for ``device``: pure, cheap, imports nothing of the vendor's."""
+
+    def environment_reasons(self, device: DeviceInfo) -> tuple[str, ...]:
+        """What this machine lacks (package, driver, compiler) and how to get it; () when ready.
+
+        Must not import the vendor's library: distribution metadata and driver queries only.
+        """
+        return ()
+
+    def rank(self, choice: ChoiceKey, device: DeviceInfo) -> int:
+        """How much this backend is worth for a request it can serve; higher wins.
+
+        Bands: 0-19 reference, 20-39 portable fallback, 40-59 portable tuned, 60-79 a vendor's
+        port, 80-99 native and measured ahead. Able is separate from worth it.
+        """
+        return 30
+
+    @abstractmethod
+    def bind(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
+        """The kernel for ``key``. Refuses with NotSupportedError what it cannot do, itself:
+        the core's gate may be open (``flashmla_hub.testing.bind_unchecked``)."""
+
+    def files(self) -> tuple[str, ...]:
+        """Paths of the files whose digests identify this build (kernels, extension modules)."""
+        return ()
