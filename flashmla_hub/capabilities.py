@@ -81,16 +81,22 @@ class Rule:
 
 @dataclass(frozen=True)
 class DeviceClass:
-    """Devices a declaration holds for: a vendor and its archs ('*' takes any)."""
+    """Devices a declaration holds for: a vendor, its archs, torch's device type ('*': any).
+
+    The type keeps a device override from sending host tensors into a device kernel; it is not
+    looked at for a simulated device.
+    """
 
     vendor: str = "*"
     archs: tuple[str, ...] = ("*",)
+    type: str = "*"
 
     def __contains__(self, device: object) -> bool:
         if not isinstance(device, DeviceInfo):
             return False
         arch_ok = "*" in self.archs or device.arch in self.archs
-        return self.vendor in ("*", device.vendor) and arch_ok
+        type_ok = device.simulated or self.type in ("*", device.type)
+        return self.vendor in ("*", device.vendor) and arch_ok and type_ok
 
     def __str__(self) -> str:
         archs = "any arch" if "*" in self.archs else " | ".join(self.archs)

@@ -4,9 +4,9 @@
 step                           error
 =============================  ==========================================================
 validate the arguments         :class:`InvalidRequestError` (argument, actual, expected)
-identify the device            :class:`DeviceConflictError`, :class:`UnknownDeviceError`
+identify the device            :class:`DeviceConflictError`
 load a plugin                  :class:`PluginError` (kept in the registry as a quarantine
-                               reason, never raised out of a user's call)
+                               reason; raised only where that backend was asked for by name)
 choose a backend               :class:`NoBackendError` (every backend with all its reasons)
 bind or run a backend          :class:`NotSupportedError` (what the backend cannot do)
 =============================  ==========================================================
@@ -54,10 +54,6 @@ class NoBackendError(FlashMLAHubError, RuntimeError):
 
 class DeviceConflictError(FlashMLAHubError, RuntimeError):
     """Two identification plugins claim one device."""
-
-
-class UnknownDeviceError(FlashMLAHubError, RuntimeError):
-    """No identification plugin recognises the device."""
 
 
 class PluginError(FlashMLAHubError):

@@ -1,0 +1,133 @@
+"""The one reader of the environment, and the scope that ``use_backend`` and friends change.
+
+=================================  =========================================================
+variable                           meaning
+=================================  =========================================================
+``FLASHMLA_HUB_BACKEND``           backend to use for every call (as ``backend=``)
+``FLASHMLA_HUB_DEVICE``            ``vendor[:arch]``: overrides what identification found
+``FLASHMLA_HUB_CACHE_DIR``         compiled kernels, plugin verdicts and tuning tables
+``FLASHMLA_HUB_LOG``               ``debug``, ``info``, ``warning`` (default) or ``error``
+``FLASHMLA_HUB_DISABLE_PLUGINS``   ``all``, or names of third-party plugins, comma-separated
+``FLASHMLA_HUB_PLUGIN_TIMEOUT``    seconds a plugin may take to import (default 20)
+=================================  =========================================================
+
+The environment is parsed once, at first use. Settings live in an immutable :class:`Scope` held by
+a context variable: two threads with different settings do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.errors import InvalidRequestError
+
+_PREFIX = "FLASHMLA_HUB_"
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the process, typed. ``disable_plugins`` holds names, or ``all``."""
+
+    backend: str | None = None
+    device: str | None = None
+    cache_dir: Path = field(default_factory=lambda: _default_cache_dir(os.environ))
+    log: str = "warning"
+    disable_plugins: frozenset[str] = frozenset()
+    plugin_timeout: float = 20.0
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the calls of one thread (or task) see: settings, chosen backend, simulated device."""
+
+    config: Config
+    backend: str | None = None
+    simulated: DeviceInfo | None = None
+
+
+def _default_cache_dir(env: Mapping[str, str]) -> Path:
+    base = env.get("XDG_CACHE_HOME") or env.get("LOCALAPPDATA")
+    return (Path(base) if base else Path("~/.cache").expanduser()) / "flashmla_hub"
+
+
+def from_environment(env: Mapping[str, str]) -> Config:
+    """Parse the variables above.
+
+    Raises:
+        InvalidRequestError: naming the variable, its value and what it takes.
+    """
+
+    def text(name: str) -> str | None:
+        return env.get(_PREFIX + name, "").strip() or None
+
+    log = (text("LOG") or "warning").lower()
+    if log not in _LEVELS:
+        raise InvalidRequestError(_PREFIX + "LOG", repr(log), " | ".join(_LEVELS))
+    timeout = text("PLUGIN_TIMEOUT") or "20"
+    try:
+        seconds = float(timeout)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise InvalidRequestError(_PREFIX + "PLUGIN_TIMEOUT", repr(timeout), "seconds > 0")
+    names = (text("DISABLE_PLUGINS") or "").split(",")
+    cache_dir = text("CACHE_DIR")
+    return Config(
+        backend=text("BACKEND"),
+        device=text("DEVICE"),
+        cache_dir=Path(cache_dir).expanduser() if cache_dir else _default_cache_dir(env),
+        log=log,
+        disable_plugins=frozenset(n.strip() for n in names if n.strip()),
+        plugin_timeout=seconds,
+    )
+
+
+_SCOPE: ContextVar[Scope | None] = ContextVar("flashmla_hub_scope", default=None)
+_process_scope: Scope | None = None
+
+
+def scope() -> Scope:
+    """The scope in force. The same object as long as nothing changed it."""
+    current_scope = _SCOPE.get()
+    if current_scope is not None:
+        return current_scope
+    global _process_scope
+    if _process_scope is None:  # a race builds it twice from one environment: equal values
+        _process_scope = Scope(from_environment(os.environ))
+    return _process_scope
+
+
+def current() -> Config:
+    """The settings in force."""
+    return scope().config
+
+
+@contextmanager
+def scoped(**changes: Any) -> Iterator[Scope]:
+    """Replace fields of the :class:`Scope` for the duration, in this thread or task only."""
+    changed = replace(scope(), **changes)
+    token = _SCOPE.set(changed)
+    try:
+        yield changed
+    finally:
+        _SCOPE.reset(token)
+
+
+@contextmanager
+def override(**changes: Any) -> Iterator[Config]:
+    """Replace fields of the :class:`Config` for the duration, in this thread or task only."""
+    with scoped(config=replace(current(), **changes)) as changed:
+        yield changed.config
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """The environment for a child process, with ``extra`` set."""
+    return {**os.environ, **extra}
