@@ -9,6 +9,7 @@ variable                           meaning
 ``FLASHMLA_HUB_LOG``               ``debug``, ``info``, ``warning`` (default) or ``error``
 ``FLASHMLA_HUB_DISABLE_PLUGINS``   ``all``, or names of third-party plugins, comma-separated
 ``FLASHMLA_HUB_PLUGIN_TIMEOUT``    seconds a plugin may take to import (default 20)
+``FLASHMLA_HUB_ENGINES``           engine integrations that are opt-in, comma-separated
 =================================  =========================================================
 
 The environment is parsed once, at first use. Settings live in an immutable :class:`Scope` held by
@@ -42,6 +43,7 @@ class Config:
     log: str = "warning"
     disable_plugins: frozenset[str] = frozenset()
     plugin_timeout: float = 20.0
+    engines: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ def from_environment(env: Mapping[str, str]) -> Config:
     def text(name: str) -> str | None:
         return env.get(_PREFIX + name, "").strip() or None
 
+    def names(name: str) -> frozenset[str]:
+        return frozenset(n.strip() for n in (text(name) or "").split(",") if n.strip())
+
     log = (text("LOG") or "warning").lower()
     if log not in _LEVELS:
         raise InvalidRequestError(_PREFIX + "LOG", repr(log), " | ".join(_LEVELS))
@@ -78,15 +83,15 @@ def from_environment(env: Mapping[str, str]) -> Config:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
         raise InvalidRequestError(_PREFIX + "PLUGIN_TIMEOUT", repr(timeout), "seconds > 0")
-    names = (text("DISABLE_PLUGINS") or "").split(",")
     cache_dir = text("CACHE_DIR")
     return Config(
         backend=text("BACKEND"),
         device=text("DEVICE"),
         cache_dir=Path(cache_dir).expanduser() if cache_dir else _default_cache_dir(env),
         log=log,
-        disable_plugins=frozenset(n.strip() for n in names if n.strip()),
+        disable_plugins=names("DISABLE_PLUGINS"),
         plugin_timeout=seconds,
+        engines=names("ENGINES"),
     )
 
 

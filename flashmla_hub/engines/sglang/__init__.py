@@ -1,0 +1,1 @@
+"""SGLang: the hub behind ``--attention-backend flashmla``. See docs/engines.md."""
