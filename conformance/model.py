@@ -69,7 +69,9 @@ class Case:
         family: ``flat``, ``peaked`` or ``extreme``; decides the inputs and the tolerance.
         variant: what in particular, e.g. ``late_token`` of the extreme family.
         layout: words on how memory is laid out, in a fixed order, e.g. ``shared_pages``.
-        seed: of the inputs.
+        scale: softmax_scale, None for the default of C1.6.
+        extra_lengths: like lengths, for the second cache of a sparse call; () without one.
+        seed: of the inputs; 0 in every frozen case.
     """
 
     id: str
@@ -83,6 +85,8 @@ class Case:
     family: str = "flat"
     variant: str = ""
     layout: tuple[str, ...] = ()
+    scale: float | None = None
+    extra_lengths: tuple[int, ...] = ()
     seed: int = 0
 
     def digest(self) -> str:
