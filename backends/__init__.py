@@ -4,4 +4,13 @@ table, and an uninstalled checkout uses it as it is. Imports nothing."""
 BUILTINS: dict[str, str] = {
     "device_cpu": "flashmla_hub.backends.devices.cpu",
     "device_nvidia": "flashmla_hub.backends.devices.nvidia",
+    "device_amd": "flashmla_hub.backends.devices.amd",
+    "device_hygon": "flashmla_hub.backends.devices.hygon",
+    "device_iluvatar": "flashmla_hub.backends.devices.iluvatar",
+    "device_kunlunxin": "flashmla_hub.backends.devices.kunlunxin",
+    "device_metax": "flashmla_hub.backends.devices.metax",
+    "device_moore_threads": "flashmla_hub.backends.devices.moore_threads",
+    "device_own_types": "flashmla_hub.backends.devices.own_types",
+    "device_thead": "flashmla_hub.backends.devices.thead",
+    "torch": "flashmla_hub.backends.torch_ref.plugin",
 }
