@@ -1,0 +1,1 @@
+"""The backend ``torch``: the whole contract in plain torch operations, on any device."""
