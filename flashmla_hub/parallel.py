@@ -29,6 +29,10 @@ from flashmla_hub.errors import InvalidRequestError
 
 MODES = ("ag_rs", "a2a")
 
+# torch 2.13 renames both and warns at every call of the old names; older torch has only those.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def local_seq_lens(seq_lens: Tensor, world_size: int, rank: int, interleave: int = 1) -> Tensor:
     """How many of each row's tokens live on ``rank``.
@@ -115,7 +119,7 @@ def gather_heads(q: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         return q
     flat = q.contiguous().view(-1, q.shape[-1])  # gloo gathers along the first dimension only
     gathered = flat.new_empty((world_size * flat.shape[0], flat.shape[1]))
-    dist.all_gather_into_tensor(gathered, flat, group=group)
+    _all_gather(gathered, flat, group=group)
     return gathered.view(world_size, *q.shape).movedim(0, -3).flatten(-3, -2)
 
 
@@ -221,7 +225,7 @@ def _gather_and_scatter(
 ) -> tuple[Tensor, Tensor]:
     rank, share = dist.get_rank(group), lse.shape[1] // world_size
     gathered = lse.new_empty((world_size * lse.shape[0], *lse.shape[1:]))
-    dist.all_gather_into_tensor(gathered, lse.contiguous(), group=group)
+    _all_gather(gathered, lse.contiguous(), group=group)
     lses = gathered.view(world_size, *lse.shape)
     lses = lses.masked_fill(lses.isnan() | (lses == torch.inf), -torch.inf)
     merged = torch.logsumexp(lses, 0)
@@ -231,7 +235,7 @@ def _gather_and_scatter(
     part = (out.float() * weight).masked_fill(weight == 0, 0.0)  # never 0 * NaN
     sent = _by_rank(part.to(wire_dtype), world_size)
     received = sent.new_empty(sent.shape[1:])
-    dist.reduce_scatter_tensor(received, sent.view(-1, *sent.shape[2:]), group=group)
+    _reduce_scatter(received, sent.view(-1, *sent.shape[2:]), group=group)
     merged = merged.masked_fill(empty, torch.inf)
     return received.to(out.dtype), merged[:, rank * share : (rank + 1) * share].contiguous()
 
