@@ -1,0 +1,197 @@
+"""The public functions beside the attention calls: what would be chosen, and why."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flashmla_hub import config, dispatch, identify, registry, validation
+from flashmla_hub.backend import Backend, BackendInfo
+from flashmla_hub.decision import Decision
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.errors import InvalidRequestError
+from flashmla_hub.request import ChoiceKey, KernelKey, choice_key
+
+__all__ = [
+    "BackendStatus", "backends", "devices", "explain", "explain_call", "get_backend",
+    "simulate_device", "use_backend", "warmup",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """A backend as this machine has it: ``ready``, ``unavailable`` or ``quarantined``."""
+
+    name: str
+    status: str
+    reason: str
+    dist: str
+    version: str
+    info: BackendInfo
+
+
+def devices() -> list[DeviceInfo]:
+    """The devices of this process, the CPU first; under ``simulate_device`` the simulated one."""
+    return identify.devices()
+
+
+def backends() -> list[BackendStatus]:
+    """Every backend and quarantined plugin with its status. Imports no vendor library."""
+    state = registry.state()
+    here = devices()
+    found = [_status(b, state.owners.get(n, "?"), here) for n, b in state.backends.items()]
+    nothing = BackendInfo(summary="")
+    found += [
+        BackendStatus(q.name, "quarantined", q.reason, q.dist, "", nothing)
+        for q in state.quarantined
+    ]
+    return sorted(found, key=lambda b: (b.status != "ready", b.name))
+
+
+def get_backend(name: str) -> Backend:
+    """The registered backend of this name.
+
+    Raises:
+        InvalidRequestError: there is none; the message lists the names.
+        PluginError: it is quarantined; the message says why.
+    """
+    return registry.get(name)
+
+
+def use_backend(name: str | None) -> AbstractContextManager[Any]:
+    """``with use_backend("torch"):`` - every call of this thread or task uses that backend.
+
+    Never falls back to another one. None lifts an outer ``use_backend``.
+    """
+    if name is not None:
+        registry.get(name)
+    return config.scoped(backend=name)
+
+
+def simulate_device(vendor: str, arch: str = "") -> AbstractContextManager[Any]:
+    """``with simulate_device("amd", "gfx942"):`` - answer as if tensors were on that device.
+
+    Changes what ``explain`` and ``devices`` answer in this thread or task. *Running* under it
+    needs a backend registered with ``runs_simulated=True``.
+    """
+    return config.scoped(simulated=identify.simulated(vendor, arch))
+
+
+def explain(
+    key: ChoiceKey | KernelKey,
+    *,
+    device: DeviceInfo | torch.device | str | None = None,
+    backend: str | None = None,
+    as_installed: bool | None = None,
+) -> Decision:
+    """What would serve this request, and why; and why not the others. Runs nothing.
+
+    Args:
+        key: a ChoiceKey, or a KernelKey (then for one row of up to 4096 tokens).
+        device: a DeviceInfo, a torch device, or "vendor[:arch]" to simulate one; None: the
+            simulated device in force, else this process's accelerator, else the CPU.
+        backend: as in a call: the explicit choice.
+        as_installed: whether what this machine lacks counts as a reason, or is a note. None: it
+            counts for real devices only.
+    """
+    if isinstance(key, KernelKey):
+        key = choice_key(key, 1, key.topk or 4096)
+    if not isinstance(key, ChoiceKey):
+        raise InvalidRequestError("key", type(key).__name__, "a ChoiceKey or a KernelKey")
+    where = resolve_device(device)
+    installed = not where.simulated if as_installed is None else as_installed
+    return dispatch.decide(key, where, backend, as_installed=installed)
+
+
+def explain_call(
+    q: Any,
+    k_cache: Any,
+    block_table: Any,
+    cache_seqlens: Any,
+    head_dim_v: Any,
+    tile_scheduler_metadata: Any = None,
+    num_splits: Any = None,
+    softmax_scale: Any = None,
+    causal: Any = False,
+    is_fp8_kvcache: Any = None,
+    indices: Any = None,
+    attn_sink: Any = None,
+    extra_k_cache: Any = None,
+    extra_indices_in_kvcache: Any = None,
+    topk_length: Any = None,
+    extra_topk_length: Any = None,
+    *,
+    backend: str | None = None,
+    batch_invariant: bool = False,
+    kv_format: str | None = None,
+) -> Decision:
+    """The Decision that ``flash_mla_with_kvcache`` with the same arguments would take."""
+    checked = validation.decode(
+        q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal,
+        is_fp8_kvcache, indices, attn_sink, extra_k_cache, extra_indices_in_kvcache,
+        topk_length, extra_topk_length, batch_invariant=batch_invariant, layout=kv_format,
+        aligned=(q.data_ptr() | k_cache.data_ptr()) & 15 == 0,
+    )  # fmt: skip
+    choice = choice_key(checked.key, checked.batch, checked.capacity)
+    device = identify.identify(q.device)
+    return dispatch.decide(choice, device, backend, running=True, notes=checked.notes)
+
+
+def warmup(
+    key: ChoiceKey | KernelKey,
+    *,
+    device: torch.device | str | None = None,
+    backend: str | None = None,
+) -> Decision:
+    """Choose and bind (compile, load) without launching: a later capture then meets a known kernel.
+
+    Raises:
+        NoBackendError, NotSupportedError, PluginError: as a call would.
+    """
+    if isinstance(key, KernelKey):
+        key = choice_key(key, 1, key.topk or 4096)
+    return dispatch.resolve(key, resolve_device(device), backend).decision
+
+
+def resolve_device(device: DeviceInfo | torch.device | str | None) -> DeviceInfo:
+    """The DeviceInfo that an argument ``device=`` of the functions above means."""
+    if isinstance(device, DeviceInfo):
+        return device
+    if isinstance(device, torch.device):
+        return identify.identify(device)
+    if device is None:
+        found = devices()
+        return found[1] if len(found) > 1 else found[0]
+    try:
+        known = torch.device(device)
+    except RuntimeError:
+        return identify.simulated(*identify.parse_device(device))
+    return identify.identify(known)
+
+
+def _status(backend: Backend, dist: str, here: list[DeviceInfo]) -> BackendStatus:
+    def status(label: str, reason: str) -> BackendStatus:
+        return BackendStatus(backend.name, label, reason, dist, backend.version, backend.info)
+
+    try:
+        taken = "nothing"
+        reasons: list[str] = []
+        for device in here:
+            declarations = backend.capabilities(device)
+            fits = [d for d in declarations if not d.device_reasons(device)]
+            names = dict.fromkeys(str(c) for d in declarations for c in d.devices)
+            taken = ", ".join(names) or taken
+            if fits:
+                reasons = list(backend.environment_reasons(device))
+                if not reasons:
+                    return status("ready", f"on {device}")
+        if reasons:
+            return status("unavailable", "; ".join(reasons))
+        return status("unavailable", f"takes {taken}; here: {', '.join(map(str, here))}")
+    except Exception as error:
+        reason = f"declaration raised {type(error).__name__}: {error}"
+        registry.quarantine(backend.name, reason)
+        return status("quarantined", reason)
