@@ -27,9 +27,9 @@ def _normal(spread: float, offsets: tuple[int, ...] = (0,), whole: bool = False)
 
 @dataclass(frozen=True)
 class Family:
-    """Distributions of q and K. Where one has two offsets, a sign per column picks.
+    """Distributions of q and K. Where one has offsets, a choice per column picks.
 
-    ``k_shift``: K's V columns take their request's sign pattern. ``q_shift``: q takes the
+    ``k_shift``: K's V columns are shifted by their request's sign pattern. ``q_shift``: q takes the
     request's late-token pattern, of which the last key is a multiple. ``equal``: q is 0 outside
     the columns past d_v, and K is one vector of the request there.
     """
@@ -41,12 +41,13 @@ class Family:
     equal: bool = False
 
 
-HALF = ONE // 2
+SHIFTS = (ONE // 2, -ONE // 2, 0)  # by sign, and none: the rope columns
+UNSHIFTED = 2
 _FLAT = Family(_normal(0.1), _normal(0.1))
-_PEAKED = Family(_normal(1), _normal(1, (HALF, -HALF)), k_shift=True)
+_PEAKED = Family(_normal(1), _normal(1, SHIFTS), k_shift=True)
 _BIG = Family(_normal(50, whole=True), _normal(50, whole=True))
 _LATE = Family(_normal(1, (ONE, -ONE)), _normal(1), q_shift=True)
-_EQUAL = Family(_normal(1), _normal(1, (HALF, -HALF)), k_shift=True, equal=True)
+_EQUAL = Family(_normal(1), _normal(1, SHIFTS), k_shift=True, equal=True)
 LATE_KEY = Distribution(0, (8 * ONE, -8 * ONE))
 
 _FAMILIES = {

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmla_hub.conformance import GENERATOR_VERSION, bits, fp8
-from flashmla_hub.conformance.bits import FLOAT32, FORMATS, Distribution
-from flashmla_hub.conformance.families import LATE_KEY, SINK, family_of
+from flashmla_hub.conformance.bits import FLOAT32, FORMATS
+from flashmla_hub.conformance.families import LATE_KEY, SINK, UNSHIFTED, family_of
 from flashmla_hub.conformance.model import Case, canonical_json, to_json
 from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL
 
@@ -100,8 +100,11 @@ class Inputs:
             if row and "shared_pages" in self.case.layout:
                 whole = min(length // page, self.lengths[0] // page)
                 shared = min(whole, max(1, whole // 2))
-            needs.append(needs[0][:shared] + list(range(used, used + count - shared))
-                         if shared else list(range(used, used + count)))
+            needs.append(
+                needs[0][:shared] + list(range(used, used + count - shared))
+                if shared
+                else list(range(used, used + count))
+            )
             used += count - shared
         num_blocks, place = self._places(used)
         owner: dict[int, tuple[int, int]] = {}
@@ -143,18 +146,12 @@ class Inputs:
         return tokens
 
     def _dense(self, address: str, count: int, sign: Ints) -> Bits:
-        key, family = self.key, self.family
+        key = self.key
         choice = None
-        if family.k_shift:
-            choice = np.zeros(key.d_qk, np.int64)
+        if self.family.k_shift:
+            choice = np.full(key.d_qk, UNSHIFTED, np.int64)
             choice[: key.d_v] = sign[: key.d_v]
-        shape = (count, key.h_kv, key.d_qk)
-        if choice is None:
-            return bits.draw(address, shape, family.k, self.kind)
-        plain = Distribution(family.k.factor)
-        drawn = bits.draw(address, shape, family.k, self.kind, choice)
-        drawn[:, :, key.d_v :] = bits.draw(address, shape, plain, self.kind)[:, :, key.d_v :]
-        return drawn
+        return bits.draw(address, (count, key.h_kv, key.d_qk), self.family.k, self.kind, choice)
 
     def _fp8(self, address: str, count: int, layout: fp8.Layout) -> Bits:
         free = "free_scales" in self.case.layout
@@ -216,7 +213,8 @@ class Inputs:
             where = f"{self._root}/{'extra_' if extra else ''}indices/{row}/{group}"
             slots = np.array(bits.permutation(where, usable)[:topk])
             if "poison" in case.layout:  # odd slots of page 0 are poisoned: never point there
-                slots = np.where((slots < page) & (slots % 2 == 1), slots - 1, slots)
+                first = usable if key.op == SPARSE_PREFILL else page
+                slots = np.where((slots < first) & (slots % 2 == 1), slots - 1, slots)
             if "duplicates" in case.layout:
                 slots[2::3] = slots[0]
             if "invalid" in case.layout:
@@ -234,6 +232,7 @@ class Inputs:
         """Whether an optional tensor of the call is there."""
         return bool(getattr(self.key, f"extra_{name}" if extra else name))
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - inputs live as long as their case is judged
     def counted(self, row: int, group: int, extra: bool = False) -> list[int]:
         """The valid slots of a query, in order: what the call means."""
         blocks, page = self.sparse_pool(extra)
@@ -283,5 +282,3 @@ def values(pattern: Bits, case: Case) -> NDArray[np.float64]:
 
 def sink_values(inputs: Inputs) -> NDArray[np.float64]:
     return bits.decode(inputs.sink(), FLOAT32)
-
-
