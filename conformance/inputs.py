@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -191,7 +190,7 @@ class Inputs:
         """The token bits of one page of a sparse pool."""
         size = self.sparse_pool(extra)[1]
         if self.key.op == SPARSE_PREFILL:
-            size = math.prod(self.sparse_pool())
+            size = self.sparse_pool()[0] - 1  # one flat array; its last token is nobody's
         address = f"{self._root}/{'extra' if extra else 'kv'}/{page}"
         if self.layout:
             return self._fp8(address, size, self.layout)
