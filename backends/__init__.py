@@ -12,5 +12,6 @@ BUILTINS: dict[str, str] = {
     "device_moore_threads": "flashmla_hub.backends.devices.moore_threads",
     "device_own_types": "flashmla_hub.backends.devices.own_types",
     "device_thead": "flashmla_hub.backends.devices.thead",
+    "hopper": "flashmla_hub.backends.hopper.plugin",
     "torch": "flashmla_hub.backends.torch_ref.plugin",
 }

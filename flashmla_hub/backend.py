@@ -8,6 +8,7 @@ returns a BoundKernel, which launches. Plugin authors: docs/adding-a-backend.md.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,14 @@ class BoundKernel:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class BuildItem:
+    """Something ``flashmla-hub build`` can compile beforehand: bind ``key`` and it is there."""
+
+    name: str
+    key: KernelKey
+
+
 class Backend(ABC):
     """Base class of a backend. ``name`` is unique, lower-case, ``[a-z][a-z0-9_]*``."""
 
@@ -102,6 +111,14 @@ class Backend(ABC):
     def bind(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
         """The kernel for ``key``. Refuses with NotSupportedError what it cannot do, itself:
         the core's gate may be open (``flashmla_hub.testing.bind_unchecked``)."""
+
+    def build_items(self, device: DeviceInfo) -> Iterable[BuildItem]:
+        """What this backend would otherwise compile at first use on ``device``; each item once."""
+        return ()
+
+    def notes(self, device: DeviceInfo) -> tuple[str, ...]:
+        """What a user should know of how this backend came up here (a fallback taken, say)."""
+        return ()
 
     def files(self) -> tuple[str, ...]:
         """Paths of the files whose digests identify this build (kernels, extension modules)."""

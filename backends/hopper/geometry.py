@@ -1,0 +1,111 @@
+"""How a request is cut for the kernel: rows, tiles, lanes, parts, boxes (csrc/README.md)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from flashmla_hub.request import KernelKey
+
+D_V = 512
+TILE = 64  # rows of a tile and tokens of a block
+MAX_BATCH = 4096  # requests that the schedule of one launch takes
+MAX_CAPACITY = 2**31 - 64
+
+# struct DenseDecodeParams: 8 pointers; then 10 strides, 20 ints, scale_log2 and its padding
+POINTERS = struct.Struct("=8Q")
+TAIL = struct.Struct("=10q20if4x")
+PARAMS_BYTES = POINTERS.size + TAIL.size
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The parts of the argument structure that the key, the form of q and the device fix.
+
+    ``flat``: the rows of a request are equally spaced in q, so one dimension spans them.
+    """
+
+    flat: bool
+    group: int
+    rows: int
+    tile_rows: int
+    tiles: int
+    lanes: int
+    parts: int
+    q_heads: int
+    q_box: tuple[int, int, int, int, int]
+    q_boxes: int  # boxes that cover the columns of a tile: 1 or one for each 64 columns
+    request_cost: int
+    min_part_blocks: int
+    chunk_blocks: int
+
+    @property
+    def q_box_bytes(self) -> int:
+        a, b, c, d, e = self.q_box
+        return 2 * a * b * c * d * e
+
+    @property
+    def partial_rows(self) -> int:
+        """Rows of a slot of the workspace."""
+        return self.lanes * self.tile_rows
+
+
+def geometry(key: KernelKey, flat: bool, multiprocessors: int) -> Geometry:
+    """The cut for ``key`` on a device with that many multiprocessors."""
+    group = key.h_q // key.h_kv
+    rows = key.s_q * group
+    columns = key.d_qk // TILE
+    if flat:
+        tile_rows = min(TILE, rows)
+    elif group <= TILE:
+        tile_rows = group * min(key.s_q, TILE // group)
+    else:
+        tile_rows = next(n for n in range(TILE, 0, -1) if group % n == 0)
+    tiles = -(-rows // tile_rows)
+    lanes = key.h_kv * tiles
+    if flat:
+        box = (TILE, TILE, 1, columns, 1)
+    else:
+        heads = min(group, tile_rows)
+        box = (TILE, heads, tile_rows // heads, columns if tile_rows == TILE else 1, 1)
+    return Geometry(
+        flat=flat,
+        group=group,
+        rows=rows,
+        tile_rows=tile_rows,
+        tiles=tiles,
+        lanes=lanes,
+        parts=max(1, multiprocessors // lanes),
+        q_heads=rows if flat else group,
+        q_box=box,
+        q_boxes=columns // box[3],
+        request_cost=6 if rows <= 2 * TILE else 3,
+        min_part_blocks=4 if rows >= TILE else 2,
+        chunk_blocks=16 if rows <= TILE // 2 else 32,
+    )
+
+
+def max_chunks(chunk_blocks: int, capacity: int) -> int:
+    """Slots of one request in a batch-invariant launch."""
+    blocks = -(-capacity // TILE)
+    return max(1, min(32, -(-blocks // chunk_blocks)))
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Byte sizes and offsets of the scratch of one launch, in one allocation."""
+
+    partial_ml: int
+    part_info: int
+    size: int
+
+
+def workspace(slots: int, partial_rows: int, parts: int) -> Workspace:
+    """partial_out at 0, then partial_ml, then part_info, 16-byte aligned."""
+    partial_ml = slots * partial_rows * D_V * 4
+    part_info = _align(partial_ml + slots * partial_rows * 8)
+    return Workspace(partial_ml, part_info, _align(part_info + parts * 8))
+
+
+def _align(offset: int) -> int:
+    return -(-offset // 16) * 16

@@ -1,0 +1,63 @@
+"""Launching: per-thread argument buffers, and the kernels of one variant on one device."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from .build import Origin
+from .driver import CudaError, Driver
+from .geometry import PARAMS_BYTES, POINTERS
+
+DECODE_THREADS = 384
+COMBINE_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions of one variant, loaded on one device."""
+
+    decode: Any
+    combine: Any
+    decode_shared: int  # bytes of dynamic shared memory
+    origins: tuple[Origin, Origin]
+
+
+class Arguments(threading.local):
+    """One thread's buffers: the driver reads them while the GIL is released."""
+
+    def __init__(self, driver: Driver, kernels: Kernels) -> None:
+        self.params = ctypes.create_string_buffer(PARAMS_BYTES)
+        self.tail = memoryview(self.params).cast("B")[POINTERS.size :]
+        address = ctypes.addressof(self.params)
+        self.decode_pointers = (ctypes.c_void_p * 4)(None, None, None, address)
+        self.decode_list = ctypes.addressof(self.decode_pointers)
+        self.combine_pointers = (ctypes.c_void_p * 1)(address)
+        self.combine_list = ctypes.addressof(self.combine_pointers)
+        self.decode_config = driver.launch_config(DECODE_THREADS, kernels.decode_shared, True)
+        self.combine_config = driver.launch_config(COMBINE_THREADS, 0, True)
+
+
+class Launcher:
+    """Issues launches on a device; puts the device's context right where a thread lacks one."""
+
+    def __init__(self, driver: Driver, index: int) -> None:
+        self._driver = driver
+        self._index = index
+        self._launch = driver.launch
+        self._success = driver.success
+
+    def __call__(self, config: Any, function: Any, pointers: int) -> None:
+        error = self._launch(config, function, pointers, 0)[0]
+        if error is self._success or error == self._success:
+            return
+        failure = self._driver.error("cuLaunchKernelEx", error)
+        if failure.code not in ("CUDA_ERROR_INVALID_CONTEXT", "CUDA_ERROR_CONTEXT_IS_DESTROYED"):
+            raise failure
+        # A thread that has made no runtime call yet has no current context.
+        self._driver.bind_primary_context(self._index)
+        error = self._launch(config, function, pointers, 0)[0]
+        if error != self._success:
+            raise CudaError("cuLaunchKernelEx", getattr(error, "name", str(error)), int(error))

@@ -1,0 +1,203 @@
+"""Declares the backend ``hopper``: dense MLA decode in CUDA for sm_90a (csrc/README.md).
+
+Nothing of CUDA is imported before the first bind.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashmla_hub import config, log
+from flashmla_hub.backend import Backend, BackendInfo, BoundKernel, BuildItem
+from flashmla_hub.capabilities import ANY, Capabilities, DeviceClass, between, unsupported_reasons
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.errors import NotSupportedError
+from flashmla_hub.hookspecs import BackendQuery, hookimpl
+from flashmla_hub.request import PACKED, PAGE_STRIDED, TOKEN_STRIDED, ChoiceKey, KernelKey
+
+if TYPE_CHECKING:
+    from .build import Builder, Origin
+    from .launch import Kernels
+    from .runtime import TorchCuda
+    from .variants import Variant
+
+FLASHMLA_HUB_PROTOCOL = 1
+
+DENSE = Capabilities(
+    devices=(DeviceClass("nvidia", ("sm_90",)),),
+    dtypes=("bfloat16", "float16"),
+    head_dims=((576, 512), (512, 512)),
+    s_q=between(1, 16),
+    h_q=ANY,
+    h_kv=ANY,
+    page_block_size=ANY,
+    batch_invariant=True,
+    kv_strides=(PACKED, PAGE_STRIDED, TOKEN_STRIDED),
+    q_strides=(PACKED, TOKEN_STRIDED),
+    alignment=16,
+    cuda_graph=True,
+    torch_compile=True,
+    rewrites=("fold_s_q",),
+)
+
+
+class HopperBackend(Backend):
+    """Compiles at first use, launches through the CUDA driver."""
+
+    name = "hopper"
+    version = "1"
+    info = BackendInfo(
+        summary="the hub's CUDA kernel for Hopper: dense decode, compiled at first use",
+        vendor="NVIDIA",
+        package="cuda-bindings",
+        versions="NVRTC or nvcc >= 12.4",
+        source="csrc/sm90",
+    )
+
+    def __init__(
+        self,
+        runtime: TorchCuda | None = None,
+        make_builder: Callable[[Path], Builder] | None = None,
+    ) -> None:
+        """The arguments replace torch.cuda and the compilers (cache folder -> builder) in tests."""
+        self._runtime = runtime
+        self._make_builder = make_builder
+        self._lock = threading.Lock()
+        self._builders: dict[Path, Builder] = {}
+        self._kernels: dict[tuple[Variant, int], Kernels] = {}
+
+    def capabilities(self, device: DeviceInfo) -> tuple[Capabilities, ...]:
+        return (DENSE,)
+
+    def environment_reasons(self, device: DeviceInfo) -> tuple[str, ...]:
+        from .environment import Environment
+
+        return Environment().reasons()
+
+    def rank(self, choice: ChoiceKey, device: DeviceInfo) -> int:
+        return 90
+
+    def notes(self, device: DeviceInfo) -> tuple[str, ...]:
+        """What went wrong on the way to a loaded cubin (a cubin that the driver refused, say)."""
+        origins = [o for k in self._kernels.values() for o in k.origins]
+        return tuple(dict.fromkeys(note for origin in origins for note in origin.notes))
+
+    def bind(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
+        """The kernel for ``key``, compiled and loaded.
+
+        Raises:
+            NotSupportedError: the declaration does not take ``key``; a graph is being captured
+                (nothing may be loaded then); or no cubin could be built and loaded.
+        """
+        reasons = unsupported_reasons(self.capabilities(device), key, device)
+        if reasons:
+            raise NotSupportedError(self.name, "request", key.summary(), "; ".join(reasons))
+        from .bound import DenseDecode
+        from .runtime import TorchCuda
+        from .variants import Variant
+
+        runtime = self._runtime = self._runtime or TorchCuda()
+        if runtime.capturing():
+            raise NotSupportedError(
+                self.name,
+                "graph capture",
+                f"first use of {key.summary()}",
+                "call once, or warmup(), before capture",
+            )
+        # Tensor maps step over KV heads in multiples of 64 elements, which a free token stride
+        # does not promise.
+        odd_heads = key.h_kv > 1 and key.kv_strides == TOKEN_STRIDED
+        variant = Variant(
+            fp16=key.dtype == "float16",
+            d_qk=key.d_qk,
+            gathered=key.page_block_size % 64 != 0 or odd_heads,
+            batch_invariant=key.batch_invariant,
+        )
+        with runtime.guard(device.index):
+            kernels, driver = self._load(variant, device)
+        sms = device.multiprocessors or runtime.multiprocessors(device.index)
+        return DenseDecode(key, variant, kernels, driver, runtime, device.index, sms)
+
+    def _load(self, variant: Variant, device: DeviceInfo) -> tuple[Kernels, Any]:
+        from .build import BuildError
+        from .driver import load_driver
+        from .launch import Kernels
+        from .variants import COMBINE, DECODE, DYNAMIC_SHARED
+
+        try:
+            driver = load_driver()
+        except Exception as error:  # cuda-bindings raises its own types without a driver
+            lacks = "; ".join(self.environment_reasons(device)) or "a working CUDA driver"
+            raise NotSupportedError(self.name, "driver", error, lacks) from error
+        with self._lock:
+            kernels = self._kernels.get((variant, device.index))
+            if kernels is None:
+                driver.bind_primary_context(device.index)
+                builder = self._builder()
+                shared = DYNAMIC_SHARED[variant.d_qk]
+                try:
+                    decode, first = builder.load(
+                        variant.decode, lambda c: driver.function(driver.load(c), DECODE, shared)
+                    )
+                    combine, second = builder.load(
+                        variant.combine, lambda c: driver.function(driver.load(c), COMBINE, 0)
+                    )
+                except BuildError as error:
+                    lacks = "; ".join(self.environment_reasons(device)) or "see the log above"
+                    raise NotSupportedError(self.name, "build", error, lacks) from error
+                for unit, origin in ((variant.decode, first), (variant.combine, second)):
+                    _log_origin(unit.name, origin)
+                kernels = Kernels(decode, combine, shared, (first, second))
+                self._kernels[variant, device.index] = kernels
+        return kernels, driver
+
+    def _builder(self) -> Builder:
+        from .build import Builder
+        from .store import CubinStore
+
+        folder = config.current().cache_dir / "hopper"
+        if folder not in self._builders:
+            make = self._make_builder or (lambda folder: Builder(CubinStore(folder)))
+            self._builders[folder] = make(folder)
+        return self._builders[folder]
+
+    def build_items(self, device: DeviceInfo) -> Iterator[BuildItem]:
+        """One item for each variant: a key whose bind compiles and loads it."""
+        from .variants import all_variants
+
+        if self.capabilities(device)[0].device_reasons(device):
+            return
+        for variant in all_variants():
+            yield BuildItem(
+                name=" + ".join((variant.decode.name, variant.combine.name)),
+                key=KernelKey(
+                    dtype="float16" if variant.fp16 else "bfloat16",
+                    d_qk=variant.d_qk,
+                    page_block_size=1 if variant.gathered else 64,
+                    batch_invariant=variant.batch_invariant,
+                ),
+            )
+
+    def files(self) -> tuple[str, ...]:
+        from .units import CSRC, source_closure
+        from .variants import all_units
+
+        sources = {path for unit in all_units() for path in source_closure(unit.source)}
+        return tuple(sorted(str(CSRC / path) for path in sources))
+
+
+def _log_origin(name: str, origin: Origin) -> None:
+    log.info(
+        "hopper: %s from %s (%s): compiled in %.2f s, loaded in %.1f ms",
+        name, origin.source, origin.compiler, origin.compile_s, origin.load_s * 1e3,
+    )  # fmt: skip
+    for note in origin.notes:
+        log.warning("hopper: %s: %s", name, note)
+
+
+@hookimpl
+def flashmla_hub_backends(query: BackendQuery) -> Iterable[Backend]:
+    return (HopperBackend(),)
