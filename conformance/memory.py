@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from flashmla_hub.conformance import fp8
 from flashmla_hub.conformance.bits import FORMATS, SHIFT, round_to
 from flashmla_hub.conformance.inputs import GARBAGE, Bits, Inputs
@@ -20,7 +22,6 @@ from flashmla_hub.request import (
     SPARSE_PREFILL,
     TOKEN_STRIDED,
 )
-from torch import Tensor
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}

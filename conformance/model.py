@@ -267,7 +267,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
 def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         message = f"{where}: got {type(data).__name__}, expected an object"
-        raise ValueError(message)  # noqa: TRY004 - bad data, not a bad call
+        raise ValueError(message)
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(data) - set(hints))
     if unknown:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
+
 from flashmla_hub.conformance.inputs import Inputs, sink_values, values
 from flashmla_hub.conformance.model import Case
 from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL
-from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
 

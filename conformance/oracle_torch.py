@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from flashmla_hub.conformance.fp8 import LAYOUTS, Layout
 from flashmla_hub.conformance.memory import Call
 from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL
-from numpy.typing import NDArray
-from torch import Tensor
 
 F64 = NDArray[np.float64]
 

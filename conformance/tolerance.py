@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from flashmla_hub.conformance.model import Case, Metrics
 from numpy.typing import NDArray
+
+from flashmla_hub.conformance.model import Case, Metrics
 
 F64 = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -1,0 +1,288 @@
+"""Known mistakes as bent oracles: each overrides the one step that ports get wrong.
+
+A mistake is a name, the clause it breaks, and oracles to try (several where ports differ in how
+they make the same mistake). diagnosis.py asks which of them reproduces an output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashmla_hub.conformance.memory import Call
+from flashmla_hub.conformance.oracle_torch import Oracle
+from flashmla_hub.request import DENSE_DECODE, PACKED, SPARSE_PREFILL
+
+Variants = Callable[[Call], Iterator[Oracle]]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """``variants`` yields the oracles worth trying on a call: none where it cannot show."""
+
+    name: str
+    clause: str
+    variants: Variants
+
+
+class _Lse(Oracle):
+    """``change(lse, dots, logits)`` is the wrong lse; out stays right."""
+
+    def __init__(self, call: Call, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__(call)
+        self.change = change
+        self._dots = torch.empty(0)
+
+    def dots(self, q: Tensor, keys: Tensor) -> Tensor:
+        self._dots = super().dots(q, keys)
+        return self._dots
+
+    def attend(self, logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = super().attend(logits, values)
+        return out, self.change(lse, self._dots, logits)
+
+
+class _Scale(Oracle):
+    def __init__(self, call: Call, factor: float) -> None:
+        super().__init__(call)
+        self.factor = factor
+
+    def logits(self, q: Tensor, keys: Tensor) -> Tensor:
+        return self.dots(q, keys) * self.factor
+
+
+class _Rounded(Oracle):
+    """Logits, before or after the scale, held in a narrow type."""
+
+    def __init__(self, call: Call, dtype: torch.dtype, after: bool) -> None:
+        super().__init__(call)
+        self.dtype, self.after = dtype, after
+
+    def logits(self, q: Tensor, keys: Tensor) -> Tensor:
+        if self.after:
+            return super().logits(q, keys).to(self.dtype).double()
+        return self.dots(q, keys).to(self.dtype).double() * self.scale
+
+
+class _RoundedInputs(Oracle):
+    """q and K cut to ``bits`` bits of mantissa: what tensor cores make of float32."""
+
+    def __init__(self, call: Call, bits: int) -> None:
+        super().__init__(call)
+        self.step = 2.0**bits
+
+    def cut(self, x: Tensor) -> Tensor:
+        fraction, power = torch.frexp(x)
+        return torch.ldexp(torch.round(fraction * self.step) / self.step, power)
+
+    def dots(self, q: Tensor, keys: Tensor) -> Tensor:
+        return super().dots(self.cut(q), self.cut(keys))
+
+
+class _NoMaximum(Oracle):
+    """exp without the maximum taken off, in float32."""
+
+    def attend(self, logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        weights = torch.exp(logits.float())
+        total = weights.sum(dim=1)
+        out = self.weigh((weights / total[:, None]).double(), values)
+        return out, torch.log(total).double()
+
+
+class _Visible(Oracle):
+    """``count(length, s_q, t)`` keys are seen, up to ``room`` past the length."""
+
+    def __init__(self, call: Call, count: Callable[[int, int, int], int], past: int = 0) -> None:
+        super().__init__(call)
+        self.count, self.past = count, past
+
+    def pages(self, row: int, length: int) -> Tensor:
+        return super().pages(row, length + self.past)
+
+    def visible(self, row: int, t: int, length: int) -> int:
+        return max(self.count(length, self.s_q, t), 0)
+
+
+class _Length(Oracle):
+    """Rows' lengths are ``change(row, length)``."""
+
+    def __init__(self, call: Call, change: Callable[[int, int], int]) -> None:
+        super().__init__(call)
+        self.change = change
+
+    def length(self, row: int) -> int:
+        return max(self.change(row, super().length(row)), 0)
+
+
+class _Pages(Oracle):
+    """Page j of row b is ``choose(b, pages)[j]``."""
+
+    def __init__(self, call: Call, choose: Callable[[int, Tensor], Tensor]) -> None:
+        super().__init__(call)
+        self.choose = choose
+
+    def pages(self, row: int, length: int) -> Tensor:
+        return self.choose(row, super().pages(row, length)) % self.call.kv.shape[0]
+
+
+class _Values(Oracle):
+    def values(self, keys: Tensor) -> Tensor:
+        return keys[..., -self.key.d_v :]
+
+
+class _Rope(Oracle):
+    def dots(self, q: Tensor, keys: Tensor) -> Tensor:
+        return super().dots(q[:, : self.key.d_v], keys[..., : self.key.d_v])
+
+
+class _Interleaved(Oracle):
+    def group(self, tokens: Tensor) -> Tensor:
+        return tokens.transpose(0, 1).repeat(self.key.h_q // self.key.h_kv, 1, 1)
+
+
+class _Dropped(Oracle):
+    """Keys ``first`` to ``last`` (as shares of a row) are lost; lse too, unless ``keep_lse``."""
+
+    def __init__(self, call: Call, first: float, last: float, keep_lse: bool) -> None:
+        super().__init__(call)
+        self.first, self.last, self.keep_lse = first, last, keep_lse
+
+    def attend(self, logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        size = self.key.page_block_size if self.key.op == DENSE_DECODE else 1
+        pages = -(-logits.shape[1] // size)
+        start, stop = round(self.first * pages) * size, round(self.last * pages) * size
+        kept = torch.ones(logits.shape[1], dtype=torch.bool)
+        kept[start:stop] = False
+        if not kept.any() or kept.all():
+            return super().attend(logits, values)
+        out, lse = super().attend(logits[:, kept], values[kept])
+        return out, super().attend(logits, values)[1] if self.keep_lse else lse
+
+
+class _Unweighted(Oracle):
+    """``splits`` equal parts of the pages averaged without their weights."""
+
+    def __init__(self, call: Call, splits: int) -> None:
+        super().__init__(call)
+        self.splits = splits
+
+    def attend(self, logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        lse = super().attend(logits, values)[1]
+        size = self.key.page_block_size
+        pages = -(-logits.shape[1] // size)
+        step = -(-pages // self.splits) * size
+        parts = [
+            super(_Unweighted, self).attend(logits[:, i : i + step], values[i : i + step])[0]
+            for i in range(0, logits.shape[1], step)
+        ]
+        return torch.stack(parts).mean(dim=0), lse
+
+
+class _Strides(Oracle):
+    """The cache, or q, read as if packed."""
+
+    def __init__(self, call: Call, page: bool, token: bool, q: bool = False) -> None:
+        super().__init__(call)
+        kv = call.kv
+        token_stride = kv.shape[2] * kv.shape[3] if token else kv.stride(1)
+        page_stride = kv.shape[1] * token_stride if page else kv.stride(0)
+        strides = (page_stride, token_stride, kv.shape[3], 1)
+        self.packed = kv.as_strided(kv.shape, strides, kv.storage_offset())
+        if q:
+            flat = call.storages["q"].view(call.q.dtype).flatten()
+            self.queries = flat[: call.q.numel()].view(call.q.shape).cpu().double()
+
+    def fetch(self, cache: Tensor, pages: Tensor) -> Tensor:
+        return super().fetch(self.packed if cache is self.call.kv else cache, pages)
+
+
+class _Wrapped(Oracle):
+    """Page offsets wrapped: ``bits`` bits of elements or bytes, signed ones read as zeros."""
+
+    def __init__(self, call: Call, bits: int, unit: int, signed: bool) -> None:
+        super().__init__(call)
+        self.limit, self.unit, self.signed = 1 << bits, unit, signed
+
+    def fetch(self, cache: Tensor, pages: Tensor) -> Tensor:
+        parts = []
+        for page in pages.tolist():
+            offset = page * cache.stride(0) * self.unit
+            wrapped = offset % self.limit // self.unit
+            if self.signed and offset % (2 * self.limit) >= self.limit:
+                parts.append(torch.zeros(cache.shape[1:], dtype=torch.float64))
+                continue
+            view = cache.as_strided(cache.shape[1:], cache.stride()[1:], wrapped)
+            parts.append(view.cpu().double())
+        return torch.cat(parts) if parts else super().fetch(cache, pages)
+
+
+class _Slots(Oracle):
+    """``change(slots, capacity)`` makes the slots that count of an entry list."""
+
+    def __init__(
+        self, call: Call, change: Callable[[Tensor, int], Tensor], whole: bool = False
+    ) -> None:
+        super().__init__(call)
+        self.change, self.whole = change, whole
+
+    def slots(
+        self, row: int, t: int, indices: Tensor | None, lengths: Tensor | None, cache: Tensor
+    ) -> Tensor:
+        assert indices is not None
+        entries = indices[row, t].cpu().long()
+        if lengths is not None and not self.whole:
+            entries = entries[: int(lengths[row])]
+        capacity = self.capacity(cache)
+        changed = self.change(entries, capacity)
+        return changed[(changed >= 0) & (changed < capacity)]
+
+
+SinkChange = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class _Sink(Oracle):
+    def __init__(self, call: Call, change: SinkChange) -> None:
+        super().__init__(call)
+        self.change = change
+
+    def sink(self, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.call.attn_sink is not None
+        return self.change(out, lse, self.call.attn_sink.cpu().double())
+
+
+class _OneCache(Oracle):
+    def sparse_keys(self, row: int, t: int) -> Tensor:
+        call = self.call
+        return self.pick(call.kv, self.slots(row, t, call.indices, call.topk_length, call.kv))
+
+
+class _Unscaled(Oracle):
+    """The FP8 cache's codes taken without their scales."""
+
+    def fetch(self, cache: Tensor, pages: Tensor) -> Tensor:
+        raw = cache.view(torch.uint8)[pages.to(cache.device)].cpu()
+        right = super().fetch(cache, pages)
+        coded = 512 if self.key.kv_format == "v32" else 448
+        width = 656 if self.key.kv_format == "v32" else 576
+        body = raw.flatten(1)[:, : raw.shape[1] * width].reshape(len(right), width)
+        codes = body[:, :coded].contiguous().view(torch.float8_e4m3fn).double()
+        return torch.cat([codes[:, None, :], right[:, :, coded:]], dim=2)
+
+
+def is_dense(call: Call) -> bool:
+    return call.case.key.op == DENSE_DECODE
+
+
+def is_wide(call: Call) -> bool:
+    return is_dense(call) and call.case.key.s_q > 1
+
+
+def is_strided(call: Call) -> bool:
+    return is_dense(call) and call.case.key.kv_strides != PACKED
+
+
+def is_sparse_pool(call: Call) -> bool:
+    return call.case.key.op not in (DENSE_DECODE, SPARSE_PREFILL)
