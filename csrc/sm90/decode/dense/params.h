@@ -31,7 +31,7 @@ struct DenseDecodeParams {
   int tile_rows;        // rows of a tile, <= 64 (see csrc/README.md)
   int tiles;            // ceil(rows / tile_rows)
   int lanes;            // h_kv * tiles
-  int parts;            // max(1, SMs / lanes); the grid is parts * lanes CTAs
+  int parts;            // max(1, min(144, SMs / lanes)); the grid is parts * lanes CTAs
   int page_block_size;  // tokens of a page
   int capacity;         // tokens a block_table row can hold; longer lengths count as this
   int causal;           // 0 or 1

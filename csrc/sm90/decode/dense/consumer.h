@@ -1,0 +1,267 @@
+// The two math warpgroups. Group 0 owns O[:, :256], group 1 O[:, 256:]; blocks are taken in
+// pairs, group 0 computing the weights of the even block, group 1 those of the odd one:
+//
+//   group 0: QK0  softmax0  P0 ->        O_L += P0 V0L              O_L += P1 V1L
+//   group 1: QK1               -> P0     O_R += P0 V0R | softmax1  P1 ->     O_R += P1 V1R
+//
+// Both halves of the even block come first, so P0 is never rescaled, and softmax 1 runs under the
+// tensor core's work on P0 V0R. The order of these statements was measured, variant against
+// variant; so were the places of the fences. Issue and wait of a product sit in the same straight
+// line of code: under a branch, ptxas serialises every product (warning C7518).
+#pragma once
+#include "sm90/decode/dense/epilogue.h"
+#include "sm90/ptx/fence.h"
+#include "sm90/ptx/mbarrier.h"
+#include "sm90/ptx/named_barrier.h"
+#include "sm90/ptx/stmatrix.h"
+#include "sm90/ptx/wgmma.h"
+
+namespace fmh {
+
+// S += Q K^T over column tiles [kFirst, kLast) of one block.
+template <int kFirst, int kLast>
+FMH_DEVICE void multiply_qk(float (&s)[32], u32 k_block) {
+#pragma unroll
+  for (int t = kFirst; t < kLast; t++) {
+#pragma unroll
+    for (int step = 0; step < 4; step++) {
+      const u32 at = t * kTileBytes + step * 32;
+      wgmma_qk(s, descriptor_k_major(kSharedBase + kOffsetQ + at), descriptor_k_major(k_block + at),
+               t + step > 0);
+    }
+  }
+}
+
+// O += P V with P from this group's registers; `v` is the first column tile of the half.
+FMH_DEVICE void multiply_own_weights(float (&o)[128], const u32 (&weights)[4][4], u32 v) {
+#pragma unroll
+  for (int step = 0; step < 4; step++) {
+    wgmma_pv_registers(o, weights[step], descriptor_mn_major(v + step * 2048, kTileBytes), true);
+  }
+}
+
+// O += P V with the other group's P from shared memory.
+FMH_DEVICE void multiply_other_weights(float (&o)[128], u32 weights, u32 v) {
+#pragma unroll
+  for (int step = 0; step < 4; step++) {
+    wgmma_pv_shared(o, descriptor_k_major(weights + step * 32),
+                    descriptor_mn_major(v + step * 2048, kTileBytes), true);
+  }
+}
+
+// What a math thread knows of itself.
+template <int kGroup>
+struct MathThread {
+  int lane, warp;
+  int row;            // accumulator rows `row` and `row + 8`
+  u32 store_address;  // of its stmatrix row in a swizzled tile at 0
+  u32 store_chunk, store_swizzle;
+
+  FMH_DEVICE MathThread() {
+    lane = threadIdx.x & 31;
+    warp = uniform((threadIdx.x & (kGroupThreads - 1)) >> 5);
+    row = warp * 16 + (lane >> 2);
+    const u32 store_row = warp * 16 + (lane & 15);
+    store_address = store_row * 128;
+    store_chunk = lane >> 4;
+    store_swizzle = store_row & 7;
+  }
+
+  FMH_DEVICE void release(int half) const {
+    if (lane == 0) barrier_arrive(empty_barrier(half));
+  }
+
+  FMH_DEVICE void store_weights(u32 tile, const u32 (&weights)[4][4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const u32 chunk = (2 * i + store_chunk) ^ store_swizzle;
+      store_matrix_x4(tile + store_address + (chunk << 4), weights[i]);
+    }
+  }
+
+  FMH_DEVICE void publish(float* to, const float (&v)[2]) const {
+    if ((lane & 3) == 0) {
+      to[row] = v[0];
+      to[row + 8] = v[1];
+    }
+  }
+
+  FMH_DEVICE RowLimits limits(const DenseDecodeParams& p, const Tile& tile, int length) const {
+    RowLimits limits{{length, length}};
+    if (p.causal) {
+      const int first = length - p.s_q + 1, r = tile.first_row + row;
+      limits.limit[0] = min(length, first + r / p.group);
+      limits.limit[1] = min(length, first + (r + 8) / p.group);
+    }
+    return limits;
+  }
+};
+
+// Tokens past the length may hold NaN, which even a weight of zero would carry into O: rows of V
+// past it become zeros. (cp.async has written zeros already.)
+template <int kGroup>
+FMH_DEVICE void zero_tail(char* smem, u32 k_block, int valid) {
+#if FMH_PAGES == 0
+  char* v = smem + k_block;
+#pragma unroll 1
+  for (int i = threadIdx.x & (kGroupThreads - 1); i < (kBlockTokens - valid) * 64;
+       i += kGroupThreads) {
+    const int row = valid + (i >> 6), tile = (i >> 3) & 7, chunk = i & 7;
+    *(uint4*)(v + tile * kTileBytes + row * 128 + chunk * 16) = make_uint4(0, 0, 0, 0);
+  }
+  proxy_fence();
+  named_sync<kGroup == 0 ? kGroup0 : kGroup1, kGroupThreads>();
+#endif
+}
+
+// Waits for one half of a block. Rows gathered by cp.async come through the generic proxy.
+FMH_DEVICE void wait_full(int half, u32 parity) {
+  barrier_wait(full_barrier(half), parity);
+#if FMH_PAGES == 1
+  proxy_fence();
+#endif
+}
+
+// S = Q K^T for the block in `buffer`, whose length ends inside it after `valid` tokens if < 64.
+template <int kGroup>
+FMH_DEVICE void compute_scores(char* smem, float (&s)[32], u32& parity, int valid) {
+  constexpr int left = kGroup == 0 ? kK0Left : kK1Left, right = left + 1;
+  constexpr u32 offset = kGroup == 0 ? kOffsetK0 : kOffsetK1;
+  wait_full(left, parity);
+  if (valid < kBlockTokens) {  // before the first product: between two it would serialise them
+    wait_full(right, parity);
+    zero_tail<kGroup>(smem, offset, valid);
+  }
+  wgmma_fence();
+  multiply_qk<0, kLeftTiles>(s, kSharedBase + offset);
+  wait_full(right, parity);
+  parity ^= 1;
+  wgmma_fence();
+  multiply_qk<kLeftTiles, kColumnTiles>(s, kSharedBase + offset);
+  wgmma_commit();
+  wgmma_wait();
+  pin(s);
+}
+
+template <int kGroup>
+FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile, int part) {
+  constexpr u32 k0 = kSharedBase + kOffsetK0, k1 = kSharedBase + kOffsetK1;
+  constexpr u32 p0 = kSharedBase + kOffsetP0, p1 = kSharedBase + kOffsetP1;
+  constexpr u32 right = kLeftTiles * kTileBytes;
+  float* max0 = shared_at<float>(smem, kOffsetMax0);
+  float* max1 = shared_at<float>(smem, kOffsetMax1);
+  float* sums = shared_at<float>(smem, kOffsetSums);
+  const MathThread<kGroup> me;
+  const int row = me.row;
+  float s[32], o[128];
+  u32 weights[4][4];
+  u32 parity_k = 0, parity_q = 0, parity_sums = 0;
+
+  FragmentWalk<true> walk(smem, p);
+#pragma unroll 1
+  while (walk.next(p, [&](int request) {
+    store_empty<kGroup>(p, tile, request, threadIdx.x & (kGroupThreads - 1));
+  })) {
+    float maximum[2] = {kNoMax, kNoMax}, sum[2] = {0, 0}, scale[2], block_sum[2];
+    const int length = walk.length;
+    // Below this every row of the tile sees every token.
+    const int least_limit =
+        p.causal ? length - p.s_q + 1 + tile.first_row / p.group : length;
+#pragma unroll
+    for (int i = 0; i < 128; i++) o[i] = 0;
+#pragma unroll
+    for (int i = 0; i < 16; i++) weights[i >> 2][i & 3] = 0;
+    barrier_wait(kQFull, parity_q);
+    parity_q ^= 1;
+
+#pragma unroll 1
+    for (int j = walk.begin; j < walk.end; j += 2) {
+      const bool two = j + 1 < walk.end, last = j + 2 >= walk.end;
+      const bool masked = (j + 1 + kGroup) * kBlockTokens > least_limit;
+      if constexpr (kGroup == 0) {
+        compute_scores<0>(smem, s, parity_k, length - j * kBlockTokens);
+        me.release(kK0Right);
+        if (last && me.lane == 0) barrier_arrive(kQEmpty);
+        if (masked) mask_scores(s, j, me.limits(p, tile, length), me.lane);
+        softmax_block(s, p.scale_log2, maximum, scale, block_sum, weights);
+        sum[0] = sum[0] * scale[0] + block_sum[0];
+        sum[1] = sum[1] * scale[1] + block_sum[1];
+        named_sync<kGroup0, kGroupThreads>();  // every warp has read the rope tile: P0 may go there
+        me.publish(max0, maximum);
+        me.store_weights(p0, weights);
+        proxy_fence();
+        named_arrive<kP0Ready, 2 * kGroupThreads>();
+        rescale(o, scale);
+        wgmma_fence();
+        multiply_own_weights(o, weights, k0);
+        wgmma_commit();
+        wgmma_wait();
+        pin(o);
+        me.release(kK0Left);
+        if (two) {
+          named_sync<kP1Ready, 2 * kGroupThreads>();
+          adopt_maximum(max1[row], max1[row + 8], maximum, scale, sum, o);
+          wgmma_fence();
+          multiply_other_weights(o, p1, k1);
+          wgmma_commit();
+          wgmma_wait();
+          pin(o);
+          me.release(kK1Left);
+        }
+      } else {
+        if (two) {
+          compute_scores<1>(smem, s, parity_k, length - (j + 1) * kBlockTokens);
+          me.release(kK1Left);
+        }
+        if (last && me.lane == 0) barrier_arrive(kQEmpty);
+        named_sync<kP0Ready, 2 * kGroupThreads>();
+        adopt_maximum(max0[row], max0[row + 8], maximum, scale, sum, o);
+        wgmma_fence();
+        multiply_other_weights(o, p0, k0 + right);
+        wgmma_commit();
+        if (two) {
+          if (masked) mask_scores(s, j + 1, me.limits(p, tile, length), me.lane);
+          softmax_block(s, p.scale_log2, maximum, scale, block_sum, weights);
+          sum[0] = sum[0] * scale[0] + block_sum[0];
+          sum[1] = sum[1] * scale[1] + block_sum[1];
+          me.publish(max1, maximum);
+          me.store_weights(p1, weights);
+          proxy_fence();
+          named_arrive<kP1Ready, 2 * kGroupThreads>();
+          wgmma_wait();
+          pin(o);
+          me.release(kK0Right);
+          rescale(o, scale);
+          wgmma_fence();
+          multiply_own_weights(o, weights, k1 + right);
+          wgmma_commit();
+          wgmma_wait();
+          pin(o);
+          me.release(kK1Right);
+        } else {
+          wgmma_wait();
+          pin(o);
+          me.release(kK0Right);
+        }
+      }
+    }
+
+    // Row sums over the quad, then over both groups. Two parities: the other group may still read
+    // the last fragment's.
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      sum[h] += shuffle_xor(sum[h], 1);
+      sum[h] += shuffle_xor(sum[h], 2);
+    }
+    float* shared_sums = sums + parity_sums * 128;
+    parity_sums ^= 1;
+    me.publish(shared_sums + kGroup * 64, sum);
+    named_arrive<kGroup == 0 ? kSumsFrom0 : kSumsFrom1, 2 * kGroupThreads>();
+    named_sync<kGroup == 0 ? kSumsFrom1 : kSumsFrom0, 2 * kGroupThreads>();
+    sum[0] = shared_sums[row] + shared_sums[64 + row];
+    sum[1] = shared_sums[row + 8] + shared_sums[64 + row + 8];
+    store_fragment<kGroup>(p, tile, walk, part, o, maximum, sum, row, me.lane);
+  }
+}
+
+}  // namespace fmh

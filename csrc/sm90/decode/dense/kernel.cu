@@ -1,0 +1,54 @@
+// Dense MLA decode for Hopper: one persistent CTA an SM, a producer and two math warpgroups.
+// docs/kernels/hopper-dense-decode.md is the guide; csrc/README.md the launch contract.
+#include "sm90/decode/dense/consumer.h"
+#include "sm90/decode/dense/producer.h"
+#include "sm90/ptx/pdl.h"
+#include "sm90/ptx/registers.h"
+
+namespace fmh {
+
+FMH_DEVICE void init_barriers() {
+#pragma unroll
+  for (int half = 0; half < 4; half++) {
+    barrier_init(full_barrier(half), FMH_PAGES == 1 ? kGroupThreads : 1);
+    barrier_init(empty_barrier(half), empty_arrivals(half));
+  }
+  barrier_init(kQFull, 1);
+  barrier_init(kQEmpty, 8);
+  barrier_init_fence();
+}
+
+}  // namespace fmh
+
+extern "C" __global__ void __launch_bounds__(fmh::kThreads, 1)
+    fmh_dense_decode(const __grid_constant__ fmh::TensorMap q_map,
+                     const __grid_constant__ fmh::TensorMap k_left,
+                     const __grid_constant__ fmh::TensorMap k_right,
+                     const __grid_constant__ DenseDecodeParams p) {
+  extern __shared__ __align__(1024) char smem[];
+  const int part = blockIdx.x / p.lanes;
+  const fmh::Tile tile(p, blockIdx.x - part * p.lanes);
+  if (threadIdx.x == 0) {
+    if (fmh::shared_address(smem) != fmh::kSharedBase) asm volatile("trap;");
+    fmh::init_barriers();
+    fmh::prefetch_map(&q_map);
+    fmh::prefetch_map(&k_left);
+    fmh::prefetch_map(&k_right);
+  }
+  fmh::wait_for_predecessors();
+  fmh::schedule(smem, p, part, tile.lane);  // ends with a CTA barrier
+
+  // One branch for each role, with code of its own: setmaxnreg is honoured only then, and a loop
+  // shared by both math groups would serialise their products.
+  const int group = threadIdx.x / fmh::kGroupThreads;
+  if (group == 0) {
+    fmh::registers_grow<232>();
+    fmh::consume<0>(smem, p, tile, part);
+  } else if (group == 1) {
+    fmh::registers_grow<232>();
+    fmh::consume<1>(smem, p, tile, part);
+  } else {
+    fmh::registers_shrink<40>();
+    fmh::produce(smem, &q_map, &k_left, &k_right, p, tile);
+  }
+}

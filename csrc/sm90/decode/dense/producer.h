@@ -1,0 +1,211 @@
+// The producer warpgroup: keeps Q and the ring of K halves full, request after request.
+#pragma once
+#include "sm90/decode/dense/epilogue.h"
+#include "sm90/ptx/copy.h"
+#include "sm90/ptx/fence.h"
+#include "sm90/ptx/mbarrier.h"
+
+namespace fmh {
+
+// Q of a tile: one box of all column tiles where the box has 64 rows, else one box a column
+// tile. Rows past the tensor's edge arrive as zeros; rows past a smaller box keep what was there,
+// which only makes those rows of S and O meaningless.
+FMH_DEVICE void load_q(const TensorMap* map, const DenseDecodeParams& p, const Tile& tile,
+                       int request) {
+  const int token = tile.first_row / p.q_heads;
+  const int head = tile.kv_head * p.group + tile.first_row - token * p.q_heads;
+  barrier_arrive_expect(kQFull, p.q_boxes * p.q_box_bytes);
+#pragma unroll 1
+  for (int t = 0; t < p.q_boxes; t++) {
+    tma_load(kSharedBase + kOffsetQ + t * kTileBytes, map, 0, head, token, t, request, kQFull);
+  }
+}
+
+#if FMH_PAGES == 0
+
+// Where a block lies: page and first token inside it. page_block_size is a multiple of 64.
+struct BlockPlace {
+  int page, token;
+};
+
+struct PageTable {
+  const int* row;
+  int blocks_per_page;
+
+  FMH_DEVICE BlockPlace operator()(int block) const {
+    if (blocks_per_page == 1) return {row[block], 0};
+    const int index = block / blocks_per_page;
+    return {row[index], (block - index * blocks_per_page) * kBlockTokens};
+  }
+};
+
+struct BlockCopies {
+  const TensorMap *left, *right;
+  int head_tile;
+
+  FMH_DEVICE void load_left(u32 buffer, const BlockPlace& at, int half) const {
+    barrier_arrive_expect(full_barrier(half), kLeftTiles * kTileBytes);
+    tma_load(buffer, left, 0, at.token, head_tile, at.page, full_barrier(half));
+  }
+  FMH_DEVICE void load_right(u32 buffer, const BlockPlace& at, int half) const {
+    barrier_arrive_expect(full_barrier(half), kRightTiles * kTileBytes);
+    tma_load(buffer + kLeftTiles * kTileBytes, right, 0, at.token, head_tile + kLeftTiles, at.page,
+             full_barrier(half));
+  }
+  // The tiles of a part share K through L2; each pulls its half.
+  FMH_DEVICE void prefetch_share(const BlockPlace& at, bool take_right) const {
+    if (take_right) {
+      tma_prefetch(right, 0, at.token, head_tile + kLeftTiles, at.page);
+    } else {
+      tma_prefetch(left, 0, at.token, head_tile, at.page);
+    }
+  }
+};
+
+// The first pair of the fragment that follows, across the request's edge too.
+FMH_DEVICE void prefetch_next_fragment(const DenseDecodeParams& p, const BlockCopies& copies,
+                                       PageTable table, const FragmentWalk<false>& walk,
+                                       bool take_right) {
+#if FMH_BATCH_INVARIANT
+  if (walk.end < walk.limit) {
+    copies.prefetch_share(table(walk.end), take_right);
+    if (walk.end + 1 < walk.limit) copies.prefetch_share(table(walk.end + 1), take_right);
+    return;
+  }
+#endif
+  if (walk.next_request >= walk.end_request || walk.next_length <= 0) return;
+  table.row = p.block_table + walk.next_request * p.block_table_stride;
+  copies.prefetch_share(table(0), take_right);
+  const bool last = walk.next_request == walk.range->last_request;
+  if (walk.next_length > kBlockTokens && !(last && walk.range->last_block < 2)) {
+    copies.prefetch_share(table(1), take_right);
+  }
+}
+
+// One thread. The order K0 left, K0 right, K1 left, K1 right is the order of release.
+FMH_DEVICE void produce(char* smem, const TensorMap* q_map, const TensorMap* k_left,
+                        const TensorMap* k_right, const DenseDecodeParams& p, const Tile& tile) {
+  if (threadIdx.x != 2 * kGroupThreads) return;
+  constexpr u32 k0 = kSharedBase + kOffsetK0, k1 = kSharedBase + kOffsetK1;
+  const BlockCopies copies{k_left, k_right, tile.kv_head * p.kv_head_tiles};
+  const bool take_right = tile.index & 1;
+  u32 parity0 = 1, parity1 = 1, parity_q = 1;  // the first pass over the ring returns at once
+  FragmentWalk<false> walk(smem, p);
+  while (walk.next(p, [](int) {})) {
+    PageTable table{p.block_table + walk.request * p.block_table_stride,
+                    p.page_block_size / kBlockTokens};
+    BlockPlace x0 = table(walk.begin), x1 = x0;
+    if (walk.begin + 1 < walk.end) x1 = table(walk.begin + 1);
+    barrier_wait(kQEmpty, parity_q);
+    parity_q ^= 1;
+    load_q(q_map, p, tile, walk.request);
+#pragma unroll 1
+    for (int j = walk.begin; j < walk.end; j += 2) {
+      const BlockPlace now0 = x0, now1 = x1;
+      if (j + 2 < walk.end) x0 = table(j + 2);  // one pair ahead: the load's latency is hidden
+      if (j + 3 < walk.end) x1 = table(j + 3);
+      barrier_wait(empty_barrier(kK0Left), parity0);
+      copies.load_left(k0, now0, kK0Left);
+      barrier_wait(empty_barrier(kK0Right), parity0);
+      copies.load_right(k0, now0, kK0Right);
+      parity0 ^= 1;
+      if (j + 1 < walk.end) {
+        barrier_wait(empty_barrier(kK1Left), parity1);
+        copies.load_left(k1, now1, kK1Left);
+        barrier_wait(empty_barrier(kK1Right), parity1);
+        copies.load_right(k1, now1, kK1Right);
+        parity1 ^= 1;
+      }
+      // Exactly one pair ahead and after the pair's own loads: earlier or further was slower
+      // than no prefetch at all.
+      if (p.prefetch) {
+        if (j + 2 < walk.end) {
+          copies.prefetch_share(x0, take_right);
+          if (j + 3 < walk.end) copies.prefetch_share(x1, take_right);
+        } else {
+          prefetch_next_fragment(p, copies, table, walk, take_right);
+        }
+      }
+    }
+  }
+}
+
+#else
+
+// All 128 threads gather rows: thread t copies the 16 bytes at column 8 * (t % 8) of every
+// column tile, of rows t / 8 + 16 i. Rows past the length are written as zeros, not read.
+struct RowGather {
+  const u16* k;
+  u32 destination;  // inside a buffer: row and swizzled chunk of this thread
+  int row, page_block_size;
+
+  FMH_DEVICE RowGather(const DenseDecodeParams& p, const Tile& tile) {
+    const int thread = threadIdx.x & (kGroupThreads - 1), chunk = thread & 7;
+    row = thread >> 3;
+    k = (const u16*)p.k_cache + tile.kv_head * p.k_stride_head + chunk * 8;
+    destination = row * 128 + ((chunk ^ (row & 7)) << 4);
+    page_block_size = p.page_block_size;
+  }
+
+  FMH_DEVICE void copy_block(const DenseDecodeParams& p, const int* table, int block, int length,
+                             u32 buffer, int left_half, u32 parity) const {
+    const u16* source[4];
+    int bytes[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int token = block * kBlockTokens + row + 16 * i;
+      bytes[i] = token < length ? 16 : 0;
+      source[i] = k;
+      if (token < length) {
+        const u32 page = (u32)token / (u32)page_block_size;
+        source[i] += table[page] * p.k_stride_page +
+                     (token - (int)page * page_block_size) * p.k_stride_token;
+      }
+    }
+    copy_half(source, bytes, 0, kLeftTiles, buffer, left_half, parity);
+    copy_half(source, bytes, kLeftTiles, kColumnTiles, buffer, left_half + 1, parity);
+  }
+
+  FMH_DEVICE void copy_half(const u16* const (&source)[4], const int (&bytes)[4], int first,
+                            int last, u32 buffer, int half, u32 parity) const {
+    barrier_wait(empty_barrier(half), parity);
+#pragma unroll 1
+    for (int t = first; t < last; t++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        copy_16_or_zero(buffer + t * kTileBytes + i * 2048 + destination, source[i] + t * 64,
+                        bytes[i]);
+      }
+    }
+    barrier_arrive_after_copies(full_barrier(half));
+  }
+};
+
+FMH_DEVICE void produce(char* smem, const TensorMap* q_map, const TensorMap*, const TensorMap*,
+                        const DenseDecodeParams& p, const Tile& tile) {
+  constexpr u32 k0 = kSharedBase + kOffsetK0, k1 = kSharedBase + kOffsetK1;
+  const RowGather gather(p, tile);
+  u32 parity0 = 1, parity1 = 1, parity_q = 1;
+  FragmentWalk<false> walk(smem, p);
+  while (walk.next(p, [](int) {})) {
+    const int* table = p.block_table + walk.request * p.block_table_stride;
+    if (threadIdx.x == 2 * kGroupThreads) {
+      barrier_wait(kQEmpty, parity_q);
+      load_q(q_map, p, tile, walk.request);
+    }
+    parity_q ^= 1;
+#pragma unroll 1
+    for (int j = walk.begin; j < walk.end; j += 2) {
+      gather.copy_block(p, table, j, walk.length, k0, kK0Left, parity0);
+      parity0 ^= 1;
+      if (j + 1 < walk.end) {
+        gather.copy_block(p, table, j + 1, walk.length, k1, kK1Left, parity1);
+        parity1 ^= 1;
+      }
+    }
+  }
+}
+
+#endif  // FMH_PAGES
+
+}  // namespace fmh

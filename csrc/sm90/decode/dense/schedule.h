@@ -1,0 +1,299 @@
+// Who computes what: every CTA derives its own share of the batch from cache_seqlens at start.
+//
+// The batch is one line of cost: request r costs its blocks plus `request_cost` (the first
+// request rides on the start of a part). `used` parts cut the line at p * total / used; a cut is
+// moved to a request's edge when it would leave a sliver. tests/hopper/test_schedule_model.py
+// holds the same arithmetic in Python and checks that blocks are covered exactly once and that
+// the fragments promised to the combine kernel are those the parts compute.
+#pragma once
+#include "sm90/decode/dense/layout.h"
+#include "sm90/decode/dense/params.h"
+
+namespace fmh {
+
+// Blocks [(first_request, first_block), (last_request, last_block)) are this part's.
+struct ScheduleResult {
+  int first_request, first_block, last_request, last_block;
+  int whole_begin, whole_end;      // requests of this part when none is split
+  int split_request, fragments;    // the request cut at this part's end, pieces it is cut into
+
+  FMH_DEVICE void reset(int part, int batch) {  // no cut found: part 0 has all, the others nothing
+    first_request = part == 0 ? 0 : batch;
+    last_request = batch;
+    first_block = last_block = 0;
+    whole_begin = batch;
+    whole_end = 0;
+  }
+};
+static_assert(sizeof(ScheduleResult) <= 64, "kOffsetScan follows");
+
+// Chunks of the batch invariant variant: at most kMaxChunks per request, an even number of
+// blocks each, decided by the request's own length alone.
+constexpr int kMaxChunks = 32;
+
+FMH_DEVICE int chunk_blocks(const DenseDecodeParams& p, int blocks) {
+  const int least = (blocks + kMaxChunks - 1) / kMaxChunks;
+  return max(p.chunk_blocks, least + (least & 1));
+}
+
+FMH_DEVICE int request_length(const DenseDecodeParams& p, int request) {
+  return min(max(p.cache_seqlens[request], 0), p.capacity);
+}
+
+FMH_DEVICE int length_blocks(int length) { return (length + kBlockTokens - 1) / kBlockTokens; }
+
+FMH_DEVICE int request_overhead(const DenseDecodeParams& p, int request) {
+  return request > 0 ? p.request_cost : 0;
+}
+
+FMH_DEVICE int inclusive_scan(int v, int lane) {
+#pragma unroll
+  for (int o = 1; o < 32; o <<= 1) {
+    const int below = __shfl_up_sync(kAllLanes, v, o);
+    if (lane >= o) v += below;
+  }
+  return v;
+}
+
+// How the line of cost is cut. 32-bit arithmetic on cost >> shift keeps products in range.
+struct Cuts {
+  int shift, total, used, sliver;
+
+  FMH_DEVICE Cuts(const DenseDecodeParams& p, int cost, int parts_used) {
+    shift = max(0, 10 - __clz(cost));
+    total = cost >> shift;
+    used = parts_used;
+    const int length = cost / parts_used;
+    sliver = length >= 32 ? 4 : (length >= 8 ? 1 : 0);
+  }
+  FMH_DEVICE int at(int part) const { return (int)((u32)(part * total) / (u32)used) << shift; }
+  // The last cut at or before `position`.
+  FMH_DEVICE int last_before(int position) const {
+    const u32 x = (u32)(position >> shift) + 1;
+    return min(used - 1, (int)((x * used + total - 1) / (u32)total) - 1);
+  }
+};
+
+// If the start or the end of `part` falls into request `r`, which takes [cost_before, cost_before
+// + overhead + blocks) of the line, records where.
+FMH_DEVICE void place_cuts(const DenseDecodeParams& p, const Cuts& cuts, int part, int r,
+                           int cost_before, int overhead, int blocks, ScheduleResult* result) {
+#pragma unroll 1
+  for (int end = 0; end < 2; end++) {
+    const int cut = part + end;
+    if (cut <= 0 || cut >= cuts.used) continue;
+    const int x = cuts.at(cut);
+    if (x < cost_before || x >= cost_before + overhead + blocks) continue;
+    int request = r, block = x - cost_before - overhead;
+#if FMH_BATCH_INVARIANT
+    const int chunk = chunk_blocks(p, blocks);
+    block = block <= 0 ? 0 : (block + chunk / 2) / chunk * chunk;
+    if (block >= blocks) request = r + 1, block = 0;
+#else
+    if (block < max(cuts.sliver, 1)) block = 0;
+    if (block > 0 && blocks - block < cuts.sliver) request = r + 1, block = 0;
+#endif
+    if (end == 0) {
+      result->first_request = request;
+      result->first_block = block;
+    } else {
+      result->last_request = request;
+      result->last_block = block;
+      result->split_request = request;
+      const int last_inside = cost_before + overhead + blocks - max(cuts.sliver, 1);
+      result->fragments = block > 0 ? cuts.last_before(last_inside) - part + 1 : 0;
+    }
+  }
+}
+
+// Parts worth using: none gets less than min_part_blocks.
+FMH_DEVICE int parts_used(const DenseDecodeParams& p, int total) {
+  return max(1, min(p.parts, total / p.min_part_blocks));
+}
+
+// At most 32 requests: every warp scans for itself, no barrier until the end.
+FMH_DEVICE void schedule_small(const DenseDecodeParams& p, int part, ScheduleResult* result) {
+  const int lane = threadIdx.x & 31;
+  const bool mine = lane < p.batch;
+  const int blocks = mine ? length_blocks(request_length(p, lane)) : 0;
+  const int overhead = mine ? request_overhead(p, lane) : 0;
+  const int through = inclusive_scan(blocks + overhead, lane);
+  const int total = __shfl_sync(kAllLanes, through, 31);
+  int used = parts_used(p, total);
+  if (used >= p.batch) {  // equal lengths: the same number of parts for every request
+    const int most = __reduce_max_sync(kAllLanes, blocks);
+    const int least = __reduce_min_sync(kAllLanes, mine ? blocks : 0x7fffffff);
+    if (most == least) used = used / p.batch * p.batch;
+  }
+  if (threadIdx.x < 32) {
+    if (lane == 0) result->reset(part, p.batch);
+    __syncwarp();
+    if (mine) {
+      place_cuts(p, Cuts(p, total, used), part, lane, through - blocks - overhead, overhead, blocks,
+                 result);
+    }
+  }
+  __syncthreads();
+}
+
+// Any batch: a thread owns `stride` consecutive requests.
+FMH_DEVICE void schedule_large(char* smem, const DenseDecodeParams& p, int part,
+                               ScheduleResult* result) {
+  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+  int* warp_total = shared_at<int>(smem, kOffsetScan);
+  int* load = shared_at<int>(smem, kOffsetPartLoad);
+  const int stride = (p.batch + kThreads - 1) / kThreads;
+  const int begin = thread * stride, end = min(p.batch, begin + stride);
+
+  int own = 0;
+#pragma unroll 1
+  for (int r = begin; r < end; r++) {
+    own += length_blocks(request_length(p, r)) + request_overhead(p, r);
+  }
+  const int through = inclusive_scan(own, lane);
+  if (lane == 31) warp_total[warp] = through;
+  if (thread < p.parts) load[thread] = 0;
+  if (thread == 0) result->reset(part, p.batch);
+  __syncthreads();
+  int before = through - own, total = 0;
+#pragma unroll
+  for (int i = 0; i < kThreads / 32; i++) {
+    const int t = warp_total[i];
+    if (i < warp) before += t;
+    total += t;
+  }
+
+  // Whole requests only, each to the part its middle falls into, if that balances to within 5 %
+  // and two blocks: no partial results, no combine.
+  bool whole = false;
+  if (p.batch * 21 >= p.parts * 20 && total > 0) {
+    const int shift = max(0, 10 - __clz(total));
+    const u32 twice = (u32)(2 * total) >> shift;
+    int cost_before = before;
+#pragma unroll 1
+    for (int pass = 0; pass < 2; pass++) {
+      cost_before = before;
+#pragma unroll 1
+      for (int r = begin; r < end; r++) {
+        const int cost = length_blocks(request_length(p, r)) + request_overhead(p, r);
+        const u32 middle = (u32)(2 * cost_before + cost) >> shift;
+        const int to = min(p.parts - 1, (int)(middle * p.parts / twice));
+        cost_before += cost;
+        if (pass == 0) {
+          atomicAdd(load + to, cost);
+        } else if (to == part) {
+          atomicMin(&result->whole_begin, r);
+          atomicMax(&result->whole_end, r + 1);
+        }
+      }
+      if (pass == 0) {
+        __syncthreads();
+        const int limit = (total + total / 20) / p.parts + 2;
+        whole = !__syncthreads_or(thread < p.parts && load[thread < p.parts ? thread : 0] > limit);
+        if (!whole) break;
+      }
+    }
+  }
+  if (!whole) {
+    const Cuts cuts(p, total, parts_used(p, total));
+#pragma unroll 1
+    for (int r = begin; r < end; r++) {
+      const int blocks = length_blocks(request_length(p, r)), overhead = request_overhead(p, r);
+      place_cuts(p, cuts, part, r, before, overhead, blocks, result);
+      before += overhead + blocks;
+    }
+  }
+  __syncthreads();
+  if (whole) {
+    if (thread == 0) {
+      result->first_request = min(result->whole_begin, result->whole_end);
+      result->last_request = result->whole_end;
+    }
+    __syncthreads();
+  }
+}
+
+// Fills the ScheduleResult in shared memory and, once per part, tells the combine kernel.
+FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int lane_of_part) {
+  ScheduleResult* result = shared_at<ScheduleResult>(smem, kOffsetSchedule);
+  if (p.batch <= 32) {
+    schedule_small(p, part, result);
+  } else {
+    schedule_large(smem, p, part, result);
+  }
+#if !FMH_BATCH_INVARIANT
+  if (lane_of_part == 0 && threadIdx.x == 0) {
+    // The part that starts a split request announces it; later parts of the request do not.
+    const bool starts_split = result->last_block > 0 &&
+                              (result->last_request > result->first_request ||
+                               result->first_block == 0);
+    p.part_info[2 * part] = starts_split ? result->split_request : -1;
+    p.part_info[2 * part + 1] = starts_split ? result->fragments : 0;
+  }
+#endif
+}
+
+// Walks the fragments of a part. kUniform: called by whole warps, values go to uniform registers.
+template <bool kUniform>
+struct FragmentWalk {
+  const ScheduleResult* range;
+  int request, next_request, end_request;
+  int length, next_length;  // tokens
+  int blocks, begin, end;   // blocks of the request; those of the fragment
+#if FMH_BATCH_INVARIANT
+  int limit, chunk;  // end of this part's blocks of the request; blocks of a chunk
+  int next_offset;   // of the next chunk from this part's first block of the request
+#endif
+
+  FMH_DEVICE int same(int x) const { return kUniform ? uniform(x) : x; }
+
+  FMH_DEVICE FragmentWalk(char* smem, const DenseDecodeParams& p) {
+    range = shared_at<const ScheduleResult>(smem, kOffsetSchedule);
+    next_request = same(range->first_request);
+    end_request = same(range->last_request + (range->last_block > 0));
+    next_length = next_request < end_request ? request_length(p, next_request) : 0;
+#if FMH_BATCH_INVARIANT
+    next_offset = 0;
+#endif
+  }
+
+  // Moves to the next fragment; false at the end of the part. `on_empty(request)` is called for
+  // requests without a key, which have no fragment.
+  template <typename OnEmpty>
+  FMH_DEVICE bool next(const DenseDecodeParams& p, OnEmpty on_empty) {
+    for (;;) {
+      if (next_request >= end_request) return false;
+      request = next_request;
+      length = same(next_length);
+      blocks = length_blocks(length);
+      begin = request == same(range->first_request) ? same(range->first_block) : 0;
+      end = request == same(range->last_request) ? same(range->last_block) : blocks;
+#if FMH_BATCH_INVARIANT
+      chunk = same(chunk_blocks(p, blocks));
+      begin += same(next_offset);
+      limit = end;
+      end = min(begin + chunk, limit);
+      next_offset = end < limit ? next_offset + chunk : 0;
+      next_request = request + (next_offset == 0);
+#else
+      next_request = request + 1;
+#endif
+      if (next_request < end_request) next_length = request_length(p, next_request);
+      if (end > begin) return true;
+      if (length == 0) on_empty(request);
+    }
+  }
+
+  FMH_DEVICE bool is_whole() const { return begin == 0 && end == blocks; }
+
+  // Workspace slot of a fragment that is not the whole request.
+  FMH_DEVICE int slot(const DenseDecodeParams& p, int part) const {
+#if FMH_BATCH_INVARIANT
+    return request * p.max_chunks + begin / chunk;
+#else
+    return 2 * part + (begin == 0);  // a part holds at most one later and one first fragment
+#endif
+  }
+};
+
+}  // namespace fmh

@@ -1,0 +1,56 @@
+// Types and warp helpers every other file uses. No toolkit header: NVRTC has none.
+#pragma once
+
+#define FMH_DEVICE __device__ __forceinline__
+
+namespace fmh {
+
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+// The 128 bytes of a CUtensorMap, passed as a __grid_constant__ kernel argument.
+struct __align__(64) TensorMap {
+  unsigned char bytes[128];
+};
+
+constexpr u32 kAllLanes = 0xffffffffu;
+
+FMH_DEVICE float infinity() { return __int_as_float(0x7f800000); }
+
+// Nothing moves across it: bounds how many values the compiler keeps in flight.
+FMH_DEVICE void schedule_fence() { asm volatile("" ::: "memory"); }
+
+FMH_DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// A value all lanes of the warp hold, put into a uniform register: the compiler then emits one
+// branch instead of divergent copies of what follows (half the code of the main loop).
+FMH_DEVICE int uniform(int x) { return (int)__reduce_or_sync(kAllLanes, (unsigned)x); }
+
+FMH_DEVICE u32 shuffle_xor(u32 v, int mask) { return __shfl_xor_sync(kAllLanes, v, mask); }
+FMH_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(kAllLanes, v, mask); }
+
+FMH_DEVICE float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+FMH_DEVICE float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two floats rounded to the element type, `low` in the low half.
+FMH_DEVICE u32 pack(float low, float high) {
+  u32 r;
+#if FMH_FP16
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+#else
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+#endif
+  return r;
+}
+
+}  // namespace fmh

@@ -1,0 +1,45 @@
+// Asynchronous copies global -> shared: tensor maps (TMA) and 16-byte cp.async.
+#pragma once
+#include "sm90/ptx/common.h"
+
+namespace fmh {
+
+FMH_DEVICE void prefetch_map(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map));
+}
+
+// One box of a rank-4 map into `destination`; its bytes count towards `barrier`.
+FMH_DEVICE void tma_load(u32 destination, const TensorMap* map, int c0, int c1, int c2, int c3,
+                         u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(destination),
+      "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(barrier)
+      : "memory");
+}
+
+// The same for a rank-5 map.
+FMH_DEVICE void tma_load(u32 destination, const TensorMap* map, int c0, int c1, int c2, int c3,
+                         int c4, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(destination),
+      "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "r"(barrier)
+      : "memory");
+}
+
+// Pulls one box of a rank-4 map into L2.
+FMH_DEVICE void tma_prefetch(const TensorMap* map, int c0, int c1, int c2, int c3) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(map),
+               "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+               : "memory");
+}
+
+// 16 bytes, of which the first `bytes` (0 or 16) are read and the rest is zeros.
+FMH_DEVICE void copy_16_or_zero(u32 destination, const void* source, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
+               "r"(bytes)
+               : "memory");
+}
+
+}  // namespace fmh
