@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def install(folder: Path, name: str, version: str, files: Mapping[str, str]) -> Path:
+def install(
+    folder: Path,
+    name: str,
+    version: str,
+    files: Mapping[str, str],
+    needs: tuple[str, ...] = (),
+) -> Path:
     """Install ``files`` (path -> source) as distribution ``name`` into ``folder``; returns it."""
     written = []
     for path, text in files.items():
@@ -18,7 +24,9 @@ def install(folder: Path, name: str, version: str, files: Mapping[str, str]) -> 
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        + "".join(f"Requires-Dist: {need}\n" for need in needs),
+        encoding="utf-8",
     )
     (info / "INSTALLER").write_text("pip\n", encoding="utf-8")
     records = [*written, f"{info.name}/METADATA", f"{info.name}/INSTALLER", f"{info.name}/RECORD"]

@@ -1,0 +1,1 @@
+"""AMD Instinct: AITER's MLA decode."""

@@ -1,0 +1,1 @@
+"""FlagGems' Triton kernels, a fallback on several vendors' devices."""

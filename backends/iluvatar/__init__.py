@@ -1,0 +1,1 @@
+"""Iluvatar CoreX: ixformer's paged MLA, and its build of flash_mla."""

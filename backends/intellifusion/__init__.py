@@ -1,0 +1,1 @@
+"""Intellifusion NNP: known, its interface is not; refuses with the way forward."""

@@ -1,0 +1,1 @@
+"""Moore Threads S5000: MT-flashMLA and its successor, MATE."""

@@ -1,0 +1,1 @@
+"""T-Head PPU: FlashMLA-for-sail."""
