@@ -54,7 +54,7 @@ class OnlineSoftmax:
         self.q = grouped.reshape(rows, h_kv, -1, q.shape[-1]).to(compute)
         self.max = self.q.new_full(self.shape, -torch.inf)
         self.sum = self.q.new_zeros(self.shape)
-        self.acc = self.q.new_zeros((*self.q.shape[:-1], d_v))
+        self.acc = self.q.new_zeros((*self.shape, d_v))
 
     def update(self, k: Tensor, visible: Tensor) -> None:
         scores = (self.q @ k.transpose(-1, -2)).mul_(self.scale)
@@ -65,8 +65,10 @@ class OnlineSoftmax:
         weights = scores.sub_(base.unsqueeze(-1)).exp_()
         self.max = top
         self.sum = self.sum * decay + weights.sum(-1)
-        self.acc *= decay.flatten(2).unsqueeze(-1)
-        self.acc += weights.flatten(2, 3) @ k[..., : self.d_v]
+        self.acc *= decay.unsqueeze(-1)
+        gain = (weights.flatten(2, 3) @ k[..., : self.d_v]).unflatten(2, self.shape[2:])
+        # A query that sees nothing of the chunk may have read a stranger's token: 0 * NaN is NaN.
+        self.acc += torch.where(visible.any(-1, keepdim=True), gain, 0.0)
 
     def finish(self, sink: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """out (rows, s_q, h_q, d_v), lse and the largest logit (rows, s_q, h_q)."""
@@ -76,7 +78,7 @@ class OnlineSoftmax:
         if sink is not None:
             heads = sink.to(lse.dtype).view(1, self.shape[1], 1, self.shape[3])
             factor = factor * torch.sigmoid(lse - heads)
-        out = self.acc.unflatten(2, self.shape[2:]) * factor.unsqueeze(-1)
+        out = self.acc * factor.unsqueeze(-1)
         out = torch.where(empty.unsqueeze(-1), 0.0, out)
         return tuple(t.transpose(1, 2).flatten(2, 3) for t in (out, lse, self.max))  # type: ignore[return-value]
 

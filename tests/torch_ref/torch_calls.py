@@ -1,0 +1,75 @@
+"""Running a case on the backend itself, and what the oracle expects of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+import oracle
+from flashmla_hub.backends.torch_ref.plugin import TorchBackend
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
+from torch_cases import Case
+
+CPU = DeviceInfo("cpu", "x86_64", "cpu")
+
+
+def key_of(case: Case, op: str, **changes: Any) -> KernelKey:
+    sparse, decode = op != DENSE_DECODE, op == SPARSE_DECODE
+    return KernelKey(
+        op=op,
+        s_q=1 if op == SPARSE_PREFILL else case.s_q,
+        h_q=case.h_q,
+        h_kv=case.h_kv,
+        d_qk=case.d_qk,
+        d_v=case.d_v,
+        page_block_size=1 if op == SPARSE_PREFILL else case.page,
+        dtype=str(case.dtype).removeprefix("torch."),
+        kv_format=case.kv_format,
+        causal=case.causal and case.s_q > 1,
+        topk=case.topk if sparse else 0,
+        topk_length=sparse and case.topk_length,
+        attn_sink=sparse and case.sink,
+        extra_topk=case.extra_topk if decode else 0,
+        extra_page_block_size=case.extra_page if decode else 0,
+        extra_topk_length=decode and case.topk_length and case.extra_topk > 0,
+        kv_strides=case.strides,
+    ).with_(**changes)
+
+
+def run_dense(
+    case: Case, inputs: dict[str, Any], out: Tensor | None = None, lse: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    kernel = TorchBackend().bind(key_of(case, DENSE_DECODE), CPU)
+    tensors = [inputs[name] for name in ("q", "k_cache", "block_table", "cache_seqlens")]
+    return kernel.run(*tensors, case.scale, out, lse, None)
+
+
+def expect_dense(case: Case, inputs: dict[str, Any]) -> oracle.Expected:
+    facts = {"d_v": case.d_v, "softmax_scale": case.scale, "causal": case.causal}
+    return oracle.dense_decode(**inputs, **facts, kv_format=case.kv_format)
+
+
+def run_sparse(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    names = ("topk_length", "attn_sink", "extra_k_cache", "extra_indices", "extra_topk_length")
+    kernel = TorchBackend().bind(key_of(case, SPARSE_DECODE), CPU)
+    tensors = [inputs[name] for name in ("q", "k_cache", "indices")]
+    options = [inputs.get(name) for name in names]
+    return kernel.run(*tensors, case.scale, None, None, *options, None)
+
+
+def expect_sparse(case: Case, inputs: dict[str, Any]) -> oracle.Expected:
+    facts = {"d_v": case.d_v, "softmax_scale": case.scale, "kv_format": case.kv_format}
+    return oracle.sparse_decode(**inputs, **facts)
+
+
+def run_prefill(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    kernel = TorchBackend().bind(key_of(case, SPARSE_PREFILL), CPU)
+    tensors = [inputs[name] for name in ("q", "kv", "indices")]
+    options = [inputs["topk_length"], inputs["attn_sink"]]
+    return kernel.run(*tensors, case.scale, None, None, None, *options, None)
+
+
+def expect_prefill(case: Case, inputs: dict[str, Any]) -> oracle.Expected:
+    return oracle.sparse_prefill(**inputs, d_v=case.d_v, softmax_scale=case.scale)
