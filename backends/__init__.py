@@ -23,4 +23,5 @@ BUILTINS: dict[str, str] = {
     "thead": "flashmla_hub.backends.thead.plugin",
     "hopper": "flashmla_hub.backends.hopper.plugin",
     "torch": "flashmla_hub.backends.torch_ref.plugin",
+    "triton": "flashmla_hub.backends.triton.plugin",
 }

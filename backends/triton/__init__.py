@@ -1,0 +1,5 @@
+"""The portable backend: MLA decode and sparse attention in Triton (and, on Hopper, Gluon).
+
+plugin.py declares, config.py picks tile shapes, launch.py and bound.py call the kernels in
+dense.py, sparse.py, combine.py and hopper_gluon.py. Only the last four groups import triton.
+"""

@@ -1,0 +1,219 @@
+"""Tile shapes: a pure function of a KernelKey and a DeviceInfo. Imports no triton.
+
+Where the numbers come from: sm_90 was measured on an H100; the other targets are what compiles
+within the target's shared memory and registers (``python -m flashmla_hub.backends.triton.aot``
+prints that table, the tests hold it). ``flashmla-hub tune`` measures a user's own card.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.request import DENSE_DECODE, KernelKey
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one kernel is tiled and compiled.
+
+    Attributes:
+        block_h, block_n: query rows and tokens per tile.
+        num_warps, num_stages: warps per program; tiles in flight (depth of the pipeline).
+        split_tail: mask only the blocks that need it, in a loop of their own.
+        break_chain: keep the score dot out of the forward slice of the output dot (Hopper at 64
+            rows: both warpgroups compute half the scores instead of all of them twice).
+        spread: keep the softmax sum per column until the end.
+        options: further compiler options of the target, (name, value) pairs.
+        per_sm: programs resident on one multiprocessor.
+        gluon: use the Hopper Gluon form where the installed Triton has it.
+        pdl: overlap the combine's start with the main kernel's end (needs sm_90).
+        hardware_fp8: the target converts e4m3 itself; else it is done with integer operations.
+    """
+
+    block_h: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    split_tail: bool = False
+    break_chain: bool = False
+    spread: bool = False
+    options: tuple[tuple[str, int], ...] = ()
+    per_sm: int = 1
+    gluon: bool = False
+    pdl: bool = False
+    hardware_fp8: bool = False
+
+
+@dataclass(frozen=True)
+class Combine:
+    """Tile of the combine kernel: rows, columns and splits per step."""
+
+    rows: int
+    cols: int
+    splits: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class of devices that share tile shapes.
+
+    ``dense`` and ``sparse`` map "at most so many query rows" to a Config; more rows than the
+    largest entry are cut into tiles of that entry.
+    """
+
+    shared_memory: int
+    dense: tuple[tuple[int, Config], ...]
+    sparse: tuple[tuple[int, Config], ...]
+    note: str = ""
+
+
+_CDNA = (("matrix_instr_nonkdim", 16), ("waves_per_eu", 1))
+_CDNA3 = (*_CDNA, ("kpack", 2))
+
+_SM80 = Target(
+    166_912,
+    dense=((16, Config(16, 64, 8, 2)), (32, Config(32, 32, 8, 4))),
+    sparse=((16, Config(16, 64, 8, 2)), (32, Config(32, 32, 8, 3))),
+    note="compiled, not run",
+)
+_SM89 = Target(
+    101_376,
+    dense=((16, Config(16, 32, 8, 3)), (32, Config(32, 16, 8, 3))),
+    sparse=((16, Config(16, 32, 8, 3)), (32, Config(32, 16, 8, 3))),
+    note="compiled, not run",
+)
+_SM120 = Target(
+    101_376,
+    dense=((16, Config(16, 32, 8, 3)), (32, Config(32, 16, 8, 3))),
+    sparse=((16, Config(16, 32, 8, 3)), (32, Config(32, 16, 8, 3))),
+    note="compiled, not run",
+)
+_SM90 = Target(
+    232_448,
+    dense=(
+        (16, Config(16, 64, 8, 3)),
+        (32, Config(32, 64, 8, 3)),
+        (64, Config(64, 64, 8, 2, split_tail=True, break_chain=True, spread=True, gluon=True)),
+    ),
+    sparse=(
+        (16, Config(16, 64, 8, 3)),
+        (32, Config(32, 64, 8, 3)),
+        (64, Config(64, 64, 8, 2, break_chain=True, spread=True)),
+    ),
+    note="measured on an H100",
+)
+_SM100 = Target(
+    232_448,
+    dense=((16, Config(16, 64, 8, 3)), (32, Config(32, 64, 8, 3))),
+    sparse=((16, Config(16, 64, 8, 3)), (32, Config(32, 64, 8, 3))),
+    note="compiled, not run",
+)
+_GFX942 = Target(
+    65_536,
+    dense=((16, Config(16, 32, 4, 1, options=_CDNA3)), (32, Config(32, 32, 4, 1, options=_CDNA3))),
+    sparse=(
+        (16, Config(16, 32, 4, 1, options=_CDNA3)),
+        (32, Config(32, 32, 4, 1, options=_CDNA3)),
+    ),
+    note="compiled, not run",
+)
+_GFX950 = Target(
+    163_840,
+    dense=((16, Config(16, 32, 4, 2, options=_CDNA)), (32, Config(32, 32, 4, 2, options=_CDNA))),
+    sparse=((16, Config(16, 32, 4, 2, options=_CDNA)), (32, Config(32, 32, 4, 1, options=_CDNA))),
+    note="compiled, not run",
+)
+_SMALL = Target(
+    65_536,
+    dense=((16, Config(16, 32, 4, 1)),),
+    sparse=((16, Config(16, 32, 4, 1)),),
+    note="64 KiB of shared memory; compiled, not run",
+)
+
+TARGETS: dict[tuple[str, str], Target] = {
+    ("nvidia", "sm_80"): _SM80,
+    ("nvidia", "sm_87"): _SM80,
+    ("nvidia", "sm_86"): _SM89,
+    ("nvidia", "sm_89"): _SM89,
+    ("nvidia", "sm_90"): _SM90,
+    ("nvidia", "sm_100"): _SM100,
+    ("nvidia", "sm_103"): _SM100,
+    ("nvidia", "sm_120"): _SM120,
+    ("nvidia", "sm_121"): _SM120,
+    ("amd", "gfx90a"): replace(_GFX942, note="compiled, not run"),
+    ("amd", "gfx942"): _GFX942,
+    ("amd", "gfx950"): _GFX950,
+}
+
+HARDWARE_FP8 = frozenset({"sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"})
+
+
+def target_of(device: DeviceInfo) -> Target:
+    """The shipped class of ``device``; an unknown one is placed by its shared memory."""
+    known = TARGETS.get((device.vendor, device.arch))
+    if known is not None:
+        return known
+    for candidate in (_SM80, _SM89):
+        if device.shared_memory >= candidate.shared_memory:
+            return candidate
+    return _SMALL
+
+
+def rows_of(key: KernelKey) -> int:
+    """Query rows that share one KV head, packed into tiles."""
+    tokens = key.s_q if key.op == DENSE_DECODE else 1
+    return tokens * key.h_q // key.h_kv
+
+
+def config_for(key: KernelKey, device: DeviceInfo) -> Config:
+    """The Config for ``key`` on ``device``. Pure; no environment, no clock, no card is asked."""
+    target = target_of(device)
+    table = target.dense if key.op == DENSE_DECODE else target.sparse
+    rows = rows_of(key)
+    config = next((c for most, c in table if rows <= most), table[-1][1])
+    hopper = device.vendor == "nvidia" and device.arch == "sm_90"
+    gluon = config.gluon and gluon_takes(key)
+    return replace(
+        config,
+        gluon=gluon,
+        pdl=hopper,
+        hardware_fp8=device.vendor == "nvidia" and device.arch in HARDWARE_FP8,
+    )
+
+
+def gluon_takes(key: KernelKey) -> bool:
+    """What the Hopper Gluon form is written for: one 64-token page per tile, 576/512."""
+    return (
+        key.op == DENSE_DECODE
+        and (key.d_qk, key.d_v) == (576, 512)
+        and key.page_block_size == 64
+        and key.h_kv == 1
+        and not key.batch_invariant
+        and key.kv_strides != "token_strided"
+    )
+
+
+def slack_percent(key: KernelKey) -> int:
+    """How uneven whole requests may be before they are split. A compute-bound kernel gains more
+    from an even cut than it pays for the combine."""
+    return 0 if rows_of(key) >= 128 else 4
+
+
+def chunking(key: KernelKey, config: Config) -> tuple[int, int]:
+    """(blocks per chunk at least, chunks per request at most) of the batch-invariant form:
+    a function of the key alone, as the bits of the result depend on it."""
+    if rows_of(key) <= 32:
+        return 1024 // config.block_n, 32
+    return 2048 // config.block_n, 16
+
+
+def combine_for(rows: int, d_v: int) -> Combine:
+    """The combine's tile for ``rows`` output rows in all: few rows need many programs."""
+    if rows <= 16:
+        return Combine(1, 64, 64)
+    if rows <= 128:
+        return Combine(1, min(256, d_v), 16)
+    if rows <= 1024:
+        return Combine(1, d_v, 4)
+    return Combine(8, d_v, 2)

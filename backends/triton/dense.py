@@ -1,0 +1,212 @@
+"""Dense paged decode, plain Triton: one read of a KV tile serves as K and as V.
+
+Strides of q, cache and out come in 16-byte vectors (8 elements): the multiplication by 8 in the
+kernel is what tells the compiler that every row starts aligned. Everything else is unspecialised,
+so that one KernelKey has one compiled kernel whatever the batch.
+"""
+
+import triton
+import triton.language as tl
+
+from flashmla_hub.backends.triton import softmax
+from flashmla_hub.backends.triton.schedule import (
+    chunk_blocks,
+    clamp_length,
+    part_range,
+    request_blocks,
+    request_range,
+)
+
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _scores(qc, qr, kc, kr, scale, ROPE: tl.constexpr, BREAK: tl.constexpr):
+    if ROPE:
+        if BREAK:  # two chains: see config.Config.break_chain
+            s = tl.dot(qr, tl.trans(kr)) * scale + tl.dot(qc, tl.trans(kc)) * scale
+        else:
+            s = tl.dot(qr, tl.trans(kr), tl.dot(qc, tl.trans(kc))) * scale
+    else:
+        s = tl.dot(qc, tl.trans(kc)) * scale
+    return s
+
+
+@triton.jit
+def _block(
+    qc, qr, m, total, acc, page, i, length, limit, scale,
+    kv, kv_page, row, cols_c, cols_r, tokens,
+    N: tl.constexpr, PAGE: tl.constexpr, DR: tl.constexpr, MASK: tl.constexpr,
+    BREAK: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """Attend to block ``i``. MASK False: every token of the block is visible to every row."""
+    n = i * N + tokens
+    if PAGE % N == 0:  # one page for the whole block: a scalar base and a loop-invariant offset
+        first = kv + tl.cast(page, tl.int64) * kv_page
+        first += tl.cast((i % (PAGE // N)) * N, tl.int64) * row
+        pc = first + tokens[:, None] * row + cols_c[None, :]
+        pr = first + tokens[:, None] * row + cols_r[None, :]
+    else:
+        first = kv + tl.cast(page, tl.int64) * kv_page + tl.cast(n % PAGE, tl.int64) * row
+        pc = first[:, None] + cols_c[None, :]
+        pr = first[:, None] + cols_r[None, :]
+    if MASK:  # unused slots may hold NaN, and 0 * NaN would reach the output through V
+        ok = n < length
+        kc = tl.load(pc, mask=ok[:, None], other=0.0)
+        kr = tl.load(pr, mask=ok[:, None], other=0.0) if DR > 0 else kc
+    else:
+        kc = tl.load(pc)
+        kr = tl.load(pr) if DR > 0 else kc
+    x = _scores(qc, qr, kc, kr, scale, DR > 0, BREAK)
+    if MASK:
+        x = tl.where(n[None, :] < limit[:, None], x, -float("inf"))
+    if BREAK:
+        # Always true. Triton 3.6 and 3.7 lay out a dot whose result reaches another dot with all
+        # warps along M; at 64 rows both warpgroups would then compute the whole score tile. The
+        # analysis does not look through an `if`, and S becomes one half per warpgroup.
+        if length > -1:
+            p, alpha, m, total = softmax.step(x, m, total, SPREAD)
+            p = p.to(kc.dtype)
+        else:
+            p = x.to(kc.dtype)
+            alpha = m
+    else:
+        p, alpha, m, total = softmax.step(x, m, total, SPREAD)
+        p = p.to(kc.dtype)
+    acc = tl.dot(p, kc, acc * alpha[:, None])
+    return m, total, acc
+
+
+_RUNTIME = [
+    "table", "lens", "lse", "scale", "q_b", "q_t", "q_h", "kv_page", "kv_row", "kv_head", "table_b",
+    "out_b", "out_t", "out_h", "lse_b", "lse_h", "lse_t", "batch", "s_q", "group", "tiles",
+    "tiles_per_head", "parts", "capacity", "part_rows", "slot_stride",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def dense_kernel(
+    q, kv, table, lens, out, lse, scratch, scale,
+    q_b, q_t, q_h, kv_page, kv_row, kv_head, table_b, out_b, out_t, out_h, lse_b, lse_h, lse_t,
+    batch, s_q, group, tiles, tiles_per_head, parts, capacity, part_rows,
+    slot_stride,
+    DV: tl.constexpr, DR: tl.constexpr, H: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr,
+    BATCH: tl.constexpr, ROW: tl.constexpr, CAUSAL: tl.constexpr, STAGES: tl.constexpr,
+    SPLIT_TAIL: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr, SLACK: tl.constexpr,
+    INVARIANT: tl.constexpr, CHUNK: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program (part, row tile): the blocks of one part for H packed query rows.
+
+    Row i of a KV head's tiles is token i // group, head i % group. A request covered whole by
+    one segment is written out; any other segment leaves a normalised fp32 partial and its log2
+    lse in ``scratch`` (part_rows rows of DV floats, then part_rows floats): in slot 2 * part + 1
+    where it starts its request, else 2 * part, as a part has at most two such segments; with
+    INVARIANT in slot request * slot_stride + chunk.
+    """
+    pid = tl.program_id(0)
+    tile = pid % tiles
+    part = pid // tiles
+    idx, blocks = request_blocks(lens, batch, capacity, BATCH, N)
+    lo, hi = part_range(idx, blocks, part, batch, parts, SLACK, INVARIANT)
+    first, end, before = request_range(idx, blocks, lo, hi, batch)
+
+    kv_head_id = tile // tiles_per_head
+    rows = (tile % tiles_per_head) * H + tl.arange(0, H)
+    row_ok = rows < s_q * group
+    token = rows // group
+    head = kv_head_id * group + rows % group
+    cols = tl.arange(0, DV)
+    cols_r = DV + tl.arange(0, DR if DR > 0 else 16)
+    tokens = tl.arange(0, N)
+    kv += tl.cast(kv_head_id, tl.int64) * kv_head * 8
+    row = ROW if ROW > 0 else kv_row * 8
+    page_stride = tl.cast(kv_page, tl.int64) * 8
+
+    for r in tl.range(first, end, num_stages=1):
+        length = clamp_length(tl.load(lens + r), capacity)
+        n_r = tl.maximum((length + N - 1) // N, 1)
+        q_row = q + (tl.cast(r, tl.int64) * q_b + tl.cast(token * q_t + head * q_h, tl.int64)) * 8
+        qc = tl.load(q_row[:, None] + cols[None, :], mask=row_ok[:, None], other=0.0)
+        qr = qc
+        if DR > 0:
+            qr = tl.load(q_row[:, None] + cols_r[None, :], mask=row_ok[:, None], other=0.0)
+        if CAUSAL:
+            limit = tl.minimum(length - s_q + token + 1, length)
+            shared = tl.maximum(length - s_q + 1, 0) // N
+        else:
+            limit = tl.zeros((H,), tl.int32) + length
+            shared = length // N
+        row_table = table + tl.cast(r, tl.int64) * table_b
+        last_page = tl.maximum((length + PAGE - 1) // PAGE - 1, 0)
+        if INVARIANT:
+            chunk = chunk_blocks(n_r, CHUNK, SPLITS)
+            chunks = (n_r + chunk - 1) // chunk
+            c0 = (tl.maximum(lo - before, 0) + chunk - 1) // chunk
+            c1 = tl.minimum((hi - before + chunk - 1) // chunk, chunks)
+        else:
+            chunk = n_r
+            c0 = 0
+            c1 = 1
+        for c in tl.range(c0, c1, num_stages=1):
+            if INVARIANT:
+                b0 = c * chunk
+                b1 = tl.minimum(b0 + chunk, n_r)
+            else:
+                b0 = tl.maximum(lo - before, 0)
+                b1 = tl.minimum(hi - before, n_r)
+            stop = tl.minimum(b1, (length + N - 1) // N)  # the one block of an empty request: skip
+            main = tl.maximum(tl.minimum(stop, shared), b0) if SPLIT_TAIL else stop
+            m, total = softmax.start(H, N, SPREAD)
+            acc = tl.zeros((H, DV), tl.float32)
+            # Page ids are carried one block ahead: a dependent load inside an iteration would
+            # halve the depth of the pipeline. Ids past the last used page are never read.
+            if PAGE % N == 0:
+                page = tl.load(row_table + tl.minimum(b0 * N // PAGE, last_page), length > 0, 0)
+            else:
+                at = tl.minimum((b0 * N + tokens) // PAGE, last_page)
+                page = tl.load(row_table + at, mask=tokens * 0 + length > 0, other=0)
+            for i in tl.range(b0, main, num_stages=STAGES):
+                here = page
+                if PAGE % N == 0:
+                    page = tl.load(row_table + tl.minimum((i + 1) * N // PAGE, last_page))
+                else:
+                    page = tl.load(
+                        row_table + tl.minimum(((i + 1) * N + tokens) // PAGE, last_page)
+                    )
+                m, total, acc = _block(
+                    qc, qr, m, total, acc, here, i, length, limit, scale,
+                    kv, page_stride, row, cols, cols_r, tokens,
+                    N, PAGE, DR, not SPLIT_TAIL, BREAK, SPREAD,
+                )  # fmt: skip
+            if SPLIT_TAIL:
+                for i in tl.range(main, stop, num_stages=1):
+                    here = page
+                    if PAGE % N == 0:
+                        page = tl.load(row_table + tl.minimum((i + 1) * N // PAGE, last_page))
+                    else:
+                        page = tl.load(
+                            row_table + tl.minimum(((i + 1) * N + tokens) // PAGE, last_page)
+                        )
+                    m, total, acc = _block(
+                        qc, qr, m, total, acc, here, i, length, limit, scale,
+                        kv, page_stride, row, cols, cols_r, tokens,
+                        N, PAGE, DR, True, BREAK, SPREAD,
+                    )  # fmt: skip
+            inv, log_sum, alive = softmax.finish(m, total, SPREAD)
+            o = acc * inv[:, None]
+            if (b0 == 0) & (b1 == n_r):
+                o_row = out + (tl.cast(r, tl.int64) * out_b + token * out_t + head * out_h) * 8
+                o_at = o_row[:, None] + cols[None, :]
+                tl.store(o_at, o.to(out.dtype.element_ty), mask=row_ok[:, None])
+                l_at = lse + tl.cast(r, tl.int64) * lse_b + head * lse_h + token * lse_t
+                tl.store(l_at, tl.where(alive, log_sum * LN2, float("inf")), mask=row_ok)
+            else:
+                slot = r * slot_stride + c if INVARIANT else part * 2 + (b0 == 0).to(tl.int32)
+                s_row = tl.cast(slot * tiles + tile, tl.int64) * H + tl.arange(0, H)
+                s_at = scratch + s_row[:, None] * DV + cols[None, :]
+                tl.store(s_at, o, mask=row_ok[:, None])
+                l_at = scratch + tl.cast(part_rows, tl.int64) * DV + s_row
+                tl.store(l_at, tl.where(alive, log_sum, -float("inf")), mask=row_ok)
+        before += n_r
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()

@@ -1,0 +1,162 @@
+"""Declares the backend ``triton``. Imports no triton: looking is done by module spec and metadata."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from flashmla_hub.backend import Backend, BackendInfo, BoundKernel
+from flashmla_hub.backends.triton.config import TARGETS, config_for
+from flashmla_hub.capabilities import (
+    ANY,
+    NONE,
+    Capabilities,
+    DeviceClass,
+    one_of,
+    unsupported_reasons,
+)
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.errors import NotSupportedError
+from flashmla_hub.hookspecs import BackendQuery, hookimpl
+from flashmla_hub.request import (
+    DENSE_DECODE,
+    PACKED,
+    PAGE_STRIDED,
+    SPARSE_DECODE,
+    SPARSE_PREFILL,
+    TOKEN_STRIDED,
+    ChoiceKey,
+    KernelKey,
+)
+
+FLASHMLA_HUB_PROTOCOL = 1
+
+MIN_TRITON = (3, 6)
+TESTED = "3.6 to 3.9"
+DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm")
+COMPILERS = ("cc", "gcc", "clang")  # Triton builds its launch stub with one of them
+
+HEAD_DIMS = ((576, 512), (512, 512), (320, 256))
+FP8_DIMS = {"v32": (576, 512), "model1": (512, 512)}
+
+TUNED = tuple(
+    DeviceClass(vendor, tuple(arch for v, arch in TARGETS if v == vendor))
+    for vendor in ("nvidia", "amd")
+)
+# Vendors that ship a Triton of their own and keep to its language; nothing was run on them.
+UNTRIED = ("metax", "hygon", "iluvatar", "moore_threads", "thead")
+DEVICES = (*TUNED, *(DeviceClass(vendor) for vendor in UNTRIED))
+
+
+def _declare(op: str, kv_format: str = "dense") -> Capabilities:
+    sparse, decode = op != DENSE_DECODE, op == SPARSE_DECODE
+    fp8 = kv_format != "dense"
+    strides = (PACKED, PAGE_STRIDED, TOKEN_STRIDED)
+    return Capabilities(
+        op=op,
+        devices=DEVICES,
+        dtypes=("bfloat16",) if fp8 else ("bfloat16", "float16"),
+        head_dims=(FP8_DIMS[kv_format],) if fp8 else HEAD_DIMS,
+        s_q=ANY,
+        h_q=ANY,
+        h_kv=one_of(1) if decode else ANY,
+        page_block_size=ANY,
+        kv_formats=(kv_format,),
+        causal=(False,) if sparse else (False, True),
+        topk=ANY if sparse else NONE,
+        topk_length=sparse,
+        attn_sink=sparse,
+        extra_topk=ANY if decode else NONE,
+        extra_page_block_size=ANY if decode else NONE,
+        extra_topk_length=decode,
+        batch_invariant=True,
+        kv_strides=strides[:2] if kv_format == "model1" else strides,
+        q_strides=(PACKED, TOKEN_STRIDED),
+        alignment=1 if kv_format == "model1" else 16,  # its 584-byte tokens: checked per call
+        cuda_graph=True,
+        torch_compile=True,
+        plans_per_call=True,
+        rewrites=("contiguous_q", "contiguous_kv"),
+    )
+
+
+CAPABILITIES = (
+    _declare(DENSE_DECODE),
+    _declare(SPARSE_DECODE),
+    *(_declare(SPARSE_DECODE, name) for name in FP8_DIMS),
+    _declare(SPARSE_PREFILL),
+)
+
+
+def installed_version() -> str | None:
+    """The installed Triton's version, '' where its metadata is missing, None without Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    for name in DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def _too_old(version: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and tuple(map(int, numbers.groups())) < MIN_TRITON
+
+
+class TritonBackend(Backend):
+    """One Triton implementation of the whole contract, for every target Triton compiles for."""
+
+    name = "triton"
+    version = "1"
+    info = BackendInfo(
+        summary="portable Triton kernels, dense and sparse; Gluon on Hopper from 64 rows",
+        package="triton",
+        versions=TESTED,
+        confidence="high",
+    )
+
+    def capabilities(self, device: DeviceInfo) -> tuple[Capabilities, ...]:
+        return CAPABILITIES
+
+    def environment_reasons(self, device: DeviceInfo) -> tuple[str, ...]:
+        version = installed_version()
+        if version is None:
+            return ("Triton is not installed: pip install 'flashmla-hub[triton]'",)
+        reasons = []
+        if _too_old(version):
+            reasons.append(
+                f"Triton {version} is installed, {TESTED} needed: it comes with torch >= 2.10"
+            )
+        if not any(map(shutil.which, COMPILERS)):
+            reasons.append("Triton needs a C compiler on PATH: install gcc")
+        return tuple(reasons)
+
+    def rank(self, choice: ChoiceKey, device: DeviceInfo) -> int:
+        """50 where the tile shapes are made for the target, 25 where they are only expected to
+        fit (the vendor's own port, where there is one, ranks above both)."""
+        return 50 if any(device in cls for cls in TUNED) else 25
+
+    def bind(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
+        reasons = unsupported_reasons(self.capabilities(device), key, device)
+        if reasons:
+            raise NotSupportedError(self.name, "request", key.summary(), "; ".join(reasons))
+        missing = self.environment_reasons(device)
+        if missing:
+            raise NotSupportedError(self.name, "this machine", missing[0], f"Triton {TESTED}")
+        from flashmla_hub.backends.triton import bound
+
+        return bound.bind(key, device, config_for(key, device))
+
+    def files(self) -> tuple[str, ...]:
+        return tuple(sorted(str(path) for path in Path(__file__).parent.glob("*.py")))
+
+
+@hookimpl
+def flashmla_hub_backends(query: BackendQuery) -> Iterable[Backend]:
+    return (TritonBackend(),)
