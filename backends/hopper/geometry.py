@@ -10,6 +10,7 @@ from flashmla_hub.request import KernelKey
 D_V = 512
 TILE = 64  # rows of a tile and tokens of a block
 MAX_BATCH = 4096  # requests that the schedule of one launch takes
+MAX_PARTS = 144  # shares of the batch that the combine kernel keeps track of
 MAX_CAPACITY = 2**31 - 64
 
 # struct DenseDecodeParams: 8 pointers; then 10 strides, 20 ints, scale_log2 and its padding
@@ -75,7 +76,7 @@ def geometry(key: KernelKey, flat: bool, multiprocessors: int) -> Geometry:
         tile_rows=tile_rows,
         tiles=tiles,
         lanes=lanes,
-        parts=max(1, multiprocessors // lanes),
+        parts=max(1, min(MAX_PARTS, multiprocessors // lanes)),
         q_heads=rows if flat else group,
         q_box=box,
         q_boxes=columns // box[3],
