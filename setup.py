@@ -1,0 +1,100 @@
+"""Packaging. The top-level folders are installed under the package's name; torch is not imported.
+
+``FLASHMLA_HUB_AOT=1`` compiles the CUDA kernels with nvcc into the wheel (see
+``backends/hopper/aot.py``); without it they are compiled at first use, and no toolkit is needed.
+"""
+
+import ast
+import os
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+# import name under flashmla_hub -> folder of the repository
+FOLDERS = ("backends", "conformance", "csrc", "examples")
+
+
+def packages() -> tuple[list[str], dict[str, str]]:
+    """(all packages, package_dir): each folder, and what lies below it, nested under the hub."""
+    found = find_packages(str(ROOT), include=["flashmla_hub", "flashmla_hub.*"])
+    where = {"flashmla_hub": "flashmla_hub"}
+    for folder in FOLDERS:
+        where[f"flashmla_hub.{folder}"] = folder
+        found.append(f"flashmla_hub.{folder}")
+        found += [f"flashmla_hub.{folder}.{name}" for name in find_packages(str(ROOT / folder))]
+    return found, where
+
+
+def entry_points() -> dict[str, list[str]]:
+    """The console script, the built-in plugins of ``backends/__init__.py``, the engines' hooks."""
+    tree = ast.parse((ROOT / "backends" / "__init__.py").read_text())
+    table = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "BUILTINS"
+    )
+    return {
+        "console_scripts": ["flashmla-hub = flashmla_hub.cli:main"],
+        "flashmla_hub.backends": [f"{name} = {value}" for name, value in table.items()],
+        "vllm.general_plugins": ["flashmla_hub = flashmla_hub.engines.vllm:register"],
+        "sglang.srt.plugins": ["flashmla_hub = flashmla_hub.engines.sglang:register"],
+    }
+
+
+def version() -> str:
+    return str(runpy.run_path(str(ROOT / "flashmla_hub" / "version.py"))["__version__"])
+
+
+def command_classes() -> dict[str, type]:
+    """With FLASHMLA_HUB_AOT set, build_py also compiles every kernel into the build folder."""
+    if os.environ.get("FLASHMLA_HUB_AOT", "").strip().lower() not in ("1", "true", "yes", "on"):
+        return {}
+    aot = runpy.run_path(str(ROOT / "backends" / "hopper" / "aot.py"))
+    return {"build_py": aot["build_command"](ROOT)}
+
+
+names, directories = packages()
+setup(
+    name="flashmla-hub",
+    version=version(),
+    description="DeepSeek's MLA decode attention on whatever accelerator is there",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=names,
+    package_dir=directories,
+    package_data={
+        "flashmla_hub": ["py.typed"],
+        "flashmla_hub.cli": ["templates/**/*"],
+        "flashmla_hub.csrc": ["**/*.cu", "**/*.h", "**/*.cuh", "*.md"],
+        "flashmla_hub.conformance": ["**/*.txt", "**/*.json", "**/*.html", "**/*.css", "**/*.js"],
+        "flashmla_hub.backends": ["**/*.json", "**/*.cubin"],
+    },
+    install_requires=["torch>=2.6", "pluggy>=1.5", "rich>=13", "numpy>=1.26"],
+    extras_require={
+        "demo": ["transformers>=4.56"],
+        "report": ["jinja2>=3.1", "matplotlib>=3.8"],
+        "triton": ["triton>=3.6,<4"],
+        "cuda12": ["cuda-bindings>=12.4,<13", "nvidia-cuda-nvrtc-cu12>=12.4"],
+        "cuda13": ["cuda-bindings>=13,<14", "nvidia-cuda-nvrtc>=13,<14"],
+        "vllm": ["vllm>=0.29"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ninja",
+            "triton>=3.6,<4",
+            "transformers>=4.56",
+            "jinja2>=3.1",
+            "matplotlib>=3.8",
+            "cuda-bindings>=12.4",
+            "nvidia-cuda-nvrtc",
+        ],
+        "dev": ["ruff>=0.8", "mypy>=1.13", "clang-format>=18", "build"],
+    },
+    entry_points=entry_points(),
+    cmdclass=command_classes(),
+)

@@ -13,7 +13,7 @@ _root = _Path(__file__).resolve().parent.parent
 if (_root / "setup.py").is_file() and (_root / "backends" / "__init__.py").is_file():
     __path__.append(str(_root))  # a checkout, not an install: backends/, conformance/ and csrc/
 
-from flashmla_hub.api import (  # noqa: E402
+from flashmla_hub.api import (
     BackendStatus,
     backends,
     devices,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashmla_hub import checks, config, identify, registry, validation
+from flashmla_hub import identify, validation
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.dispatch import Route, resolve
 from flashmla_hub.errors import InvalidRequestError, NotSupportedError
@@ -64,40 +64,31 @@ def tensor_facts(x: Any) -> Any:
     return (x.shape, x.stride(), x.dtype, x.device, x.layout)
 
 
-def prepare(facts: Any, check: Any, q: Any) -> Prepared:
-    """The checked and routed call behind ``facts``, made by ``check()`` where it is new."""
-    found = _calls.get(facts)
-    if found is not None:
-        return found
+known = _calls.get
+
+
+def prepare(facts: tuple[Any, ...], check: Any, q: Any, backend: str | None) -> Prepared:
+    """Check a call with ``check()``, route it, and remember it under its ``facts``."""
     checked: Checked = check()
+    if backend is not None and not isinstance(backend, str):
+        raise InvalidRequestError("backend", repr(backend), "the name of a backend, or None")
     route = None
     if not checked.empty:
         choice = choice_key(checked.key, checked.batch, checked.capacity)
         device = identify.identify(q.device)
-        route = resolve(choice, device, facts[-3], checked.notes)
-    found = Prepared(checked, route)
-    if len(_calls) >= MAX_CALLS:
-        _calls.clear()
-    _calls[facts] = found
-    return found
-
-
-def environment(backend: str | None) -> tuple[Any, Any, Any]:
-    """The last three facts of every call: explicit backend, scope, generation of the registry."""
-    if backend is not None and not isinstance(backend, str):
-        raise InvalidRequestError("backend", repr(backend), "the name of a backend, or None")
-    return backend, config.scope(), registry.state().generation
-
-
-def grad_refused(q: Any, kv: Any, extra: Any = None) -> None:
-    if torch.is_grad_enabled():
-        checks.no_grad(q=q, k_cache=kv, extra_k_cache=extra)
+        route = resolve(choice, device, backend, checked.notes)
+    prepared = Prepared(checked, route)
+    if facts:
+        if len(_calls) >= MAX_CALLS:
+            _calls.clear()
+        _calls[facts] = prepared
+    return prepared
 
 
 def plan_for(
     kernel: BoundKernel, meta: SchedMeta | None, table: Tensor | None, lens: Tensor | None
 ) -> Any:
-    """The plan of a port whose plan depends on lengths (contract C2.3), made again when they change.
+    """The plan of a port whose plan depends on lengths (C2.3), made again when they change.
 
     Writes that torch does not count (``.data``, foreign kernels) need new metadata.
     """

@@ -69,7 +69,7 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def scale(name: str, value: Any, d_qk: int) -> float:
+def scale(name: str, value: Any, d_qk: Any) -> float:
     if value is None:
         return float(d_qk) ** -0.5
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -94,9 +94,11 @@ def flash_mla_with_kvcache(
             topk_length, extra_topk_length, out, lse_out, backend,
             batch_invariant or bool(enable_batch_invariant), kv_format,
         )  # fmt: skip
-    if type(meta) is SchedMeta and (fast := meta.fast) is not None:
-        # Identity for what a step's layers share, equality for the rest; see Fast.
-        if (
+    # Identity for what a step's layers share, equality for the rest; see calls.Fast.
+    if (
+        type(meta) is SchedMeta
+        and (fast := meta.fast) is not None
+        and (
             block_table is fast.block_table
             and cache_seqlens is fast.cache_seqlens
             and (
@@ -110,14 +112,13 @@ def flash_mla_with_kvcache(
             ) == fast.facts
             and (q.data_ptr() | k_cache.data_ptr()) & 15 == fast.low_bits
             and not ((q.requires_grad or k_cache.requires_grad) and torch.is_grad_enabled())
-        ):  # fmt: skip
-            kernel = fast.kernel
-            plan = (
-                calls.plan_for(kernel, meta, block_table, cache_seqlens) if kernel.plans else None
-            )
-            return kernel.run(  # type: ignore[no-any-return]
-                q, k_cache, block_table, cache_seqlens, fast.scale, None, None, plan
-            )
+        )
+    ):  # fmt: skip
+        kernel = fast.kernel
+        plan = calls.plan_for(kernel, meta, block_table, cache_seqlens) if kernel.plans else None
+        return kernel.run(  # type: ignore[no-any-return]
+            q, k_cache, block_table, cache_seqlens, fast.scale, None, None, plan
+        )
     if use_legacy or descale_q is not None or descale_k is not None or indexer_topk:
         _later_generations(use_legacy, descale_q, descale_k, indexer_topk)
     return decode(
@@ -136,22 +137,41 @@ def decode(
     meta: Any = None, check_values: Any = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The general path, dense or sparse; also what the ops of torch.compile run."""
-    facts = _facts(
-        q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal,
-        is_fp8_kvcache, indices, attn_sink, extra_k_cache, extra_indices, topk_length,
-        extra_topk_length, backend, batch_invariant, kv_format,
-    )  # fmt: skip
-    calls.grad_refused(q, k_cache, extra_k_cache)
+    tail = (backend, config.scope(), registry.state().generation)
+    scalars = (head_dim_v, softmax_scale, causal, is_fp8_kvcache, kv_format, batch_invariant)
+    try:
+        if indices is attn_sink is topk_length is extra_k_cache is extra_indices is None:
+            facts: tuple[Any, ...] = (
+                q.shape, q.stride(), q.dtype, q.device,
+                k_cache.shape, k_cache.stride(), k_cache.dtype, k_cache.device,
+                block_table.shape, block_table.stride(), block_table.dtype, block_table.device,
+                cache_seqlens.shape, cache_seqlens.stride(), cache_seqlens.dtype,
+                cache_seqlens.device, extra_topk_length,
+                (q.data_ptr() | k_cache.data_ptr()) & 15, scalars, tail,
+            )  # fmt: skip
+        else:
+            tensors = (
+                q, k_cache, indices, attn_sink, topk_length, extra_k_cache, extra_indices,
+                extra_topk_length,
+            )  # fmt: skip
+            low_bits = (q.data_ptr() | k_cache.data_ptr()) & 15
+            facts = (*map(calls.tensor_facts, tensors), low_bits, scalars, tail)
+        prepared = calls.known(facts)
+        grad = q.requires_grad or k_cache.requires_grad
+    except (AttributeError, TypeError):  # not a tensor, or not hashable: the checks say which
+        prepared, grad, facts = None, False, ()
+    if prepared is None or (grad and torch.is_grad_enabled()):
 
-    def check() -> validation.Checked:
-        return validation.decode(
-            q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal,
-            is_fp8_kvcache, indices, attn_sink, extra_k_cache, extra_indices, topk_length,
-            extra_topk_length, batch_invariant=batch_invariant, layout=kv_format,
-            aligned=_low_bits(q, k_cache) == 0,
-        )  # fmt: skip
+        def check() -> validation.Checked:
+            return validation.decode(
+                q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal,
+                is_fp8_kvcache, indices, attn_sink, extra_k_cache, extra_indices, topk_length,
+                extra_topk_length, batch_invariant=batch_invariant, layout=kv_format,
+                aligned=isinstance(q, Tensor) and isinstance(k_cache, Tensor)
+                and (q.data_ptr() | k_cache.data_ptr()) & 15 == 0,
+            )  # fmt: skip
 
-    prepared = calls.prepare(facts, check, q)
+        prepared = calls.prepare(facts, check, q, backend)
     checked = prepared.checked
     if meta is not None:
         if type(meta) is SchedMeta:
@@ -184,7 +204,7 @@ def decode(
         if sched is not None and sched.fast is None:
             sched.fast = _snapshot(
                 prepared, q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale,
-                causal, is_fp8_kvcache, kv_format, batch_invariant, facts[-3:],
+                causal, is_fp8_kvcache, kv_format, batch_invariant, tail,
             )  # fmt: skip
         got = kernel.run(
             q, k_cache, block_table, cache_seqlens, scale, out_direct, lse_direct, plan
@@ -200,51 +220,6 @@ def decode(
     return calls.store(got[0], out), calls.store(got[1], lse_out)
 
 
-def _facts(
-    q: Any, k_cache: Any, block_table: Any, cache_seqlens: Any, head_dim_v: Any,
-    softmax_scale: Any, causal: Any, is_fp8: Any, indices: Any, attn_sink: Any, extra: Any,
-    extra_indices: Any, topk_length: Any, extra_length: Any, backend: Any, batch_invariant: Any,
-    kv_format: Any,
-) -> tuple[Any, ...]:  # fmt: skip
-    """Everything the checks and the choice look at; hashable, whatever the arguments are."""
-    tail = calls.environment(backend)
-    scalars = (head_dim_v, softmax_scale, causal, is_fp8, kv_format, batch_invariant)
-    kinds = tuple(map(type, scalars))
-    try:
-        if indices is None and attn_sink is topk_length is extra is extra_indices is extra_length:
-            facts = (
-                q.shape, q.stride(), q.dtype, q.device,
-                k_cache.shape, k_cache.stride(), k_cache.dtype, k_cache.device,
-                block_table.shape, block_table.stride(), block_table.dtype, block_table.device,
-                cache_seqlens.shape, cache_seqlens.stride(), cache_seqlens.dtype,
-                cache_seqlens.device, _low_bits(q, k_cache), scalars, kinds, *tail,
-            )  # fmt: skip
-        else:
-            tensors = (q, k_cache, indices, attn_sink, topk_length, extra, extra_indices,
-                       extra_length)  # fmt: skip
-            facts = (*map(calls.tensor_facts, tensors), _low_bits(q, k_cache), scalars, kinds,
-                     *tail)  # fmt: skip
-        hash(facts)
-    except (AttributeError, TypeError):
-        _invalid(
-            q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal, is_fp8,
-            indices, attn_sink, extra, extra_indices, topk_length, extra_length, batch_invariant,
-            kv_format,
-        )  # fmt: skip
-        raise
-    return facts
-
-
-def _invalid(*args: Any) -> None:
-    """Not even hashable facts: let validation say which argument is wrong."""
-    *rest, batch_invariant, layout = args
-    validation.decode(*rest, batch_invariant=batch_invariant, layout=layout)
-
-
-def _low_bits(q: Tensor, k_cache: Tensor) -> int:
-    return (q.data_ptr() | k_cache.data_ptr()) & 15
-
-
 def _snapshot(
     prepared: Prepared, q: Tensor, k_cache: Tensor, block_table: Tensor, cache_seqlens: Tensor,
     head_dim_v: Any, softmax_scale: Any, causal: Any, is_fp8: Any, kv_format: Any,
@@ -257,7 +232,8 @@ def _snapshot(
         head_dim_v, softmax_scale, causal, is_fp8, kv_format, batch_invariant,
         None, None, None, None, None, None, None, None, False, None, None, None, None, 0, *tail,
     )  # fmt: skip
-    return Fast(facts, _low_bits(q, k_cache), block_table, cache_seqlens, prepared)
+    low_bits = (q.data_ptr() | k_cache.data_ptr()) & 15
+    return Fast(facts, low_bits, block_table, cache_seqlens, prepared)
 
 
 def _later_generations(use_legacy: Any, descale_q: Any, descale_k: Any, indexer_topk: Any) -> None:

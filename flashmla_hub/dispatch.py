@@ -111,7 +111,9 @@ def decide(
         registry.get(name)
         own = next((c for c in candidates if c.backend == name), None)
         selected = name if own is not None and own.accepted else None
-        why = source if selected else f"{source}, and it refuses; an explicit choice never falls back"
+        why = (
+            source if selected else f"{source}, and it refuses; an explicit choice never falls back"
+        )
         return Decision(choice, device, selected, why, tuple(candidates), notes)
     usable = [c for c in candidates if c.accepted and c.automatic]
     if not usable:

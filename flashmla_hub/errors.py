@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flashmla_hub.dispatch import Decision
+    from flashmla_hub.decision import Decision
 
 
 class FlashMLAHubError(Exception):

@@ -40,7 +40,9 @@ class HookSpecs:
 
         Rules are exclusive by themselves: test the positive sign, import nothing.
         """
+        ...
 
     @hookspec
     def flashmla_hub_backends(self, query: BackendQuery) -> Iterable[Backend]:
         """The backends of this plugin; cheap, imports no vendor library."""
+        return ()

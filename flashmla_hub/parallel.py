@@ -192,12 +192,11 @@ def decode_over_group(
     batch, s_q, _, d_qk = q.shape
     heads = gather_heads(q, group)
     rows = heads.reshape(batch * s_q, 1, heads.shape[2], d_qk)
-    table, lens = shard_rows(
-        block_table, cache_seqlens, s_q, world_size, rank, interleave, causal
-    )
+    table, lens = shard_rows(block_table, cache_seqlens, s_q, world_size, rank, interleave, causal)
     out, lse = flash_mla_with_kvcache(rows, k_cache, table, lens, head_dim_v, **kwargs)
     out, lse = merge_over_group(out, lse, group, mode)
-    return out.view(batch, s_q, *out.shape[2:]), lse.view(batch, s_q, -1).transpose(1, 2).contiguous()
+    lse = lse.view(batch, s_q, -1).transpose(1, 2).contiguous()
+    return out.view(batch, s_q, *out.shape[2:]), lse
 
 
 def _all_to_all(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashmla_hub import calls, compiled, validation
+from flashmla_hub import calls, compiled, config, registry, validation
 
 
 def flash_mla_sparse_fwd(
@@ -58,28 +58,27 @@ def prefill(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The eager path; also what the op of torch.compile runs."""
 
-    def check() -> validation.Checked:
-        return validation.prefill(
-            q, kv, indices, sm_scale, d_v, attn_sink, topk_length,
-            batch_invariant=batch_invariant, aligned=(q.data_ptr() | kv.data_ptr()) & 15 == 0,
-        )  # fmt: skip
-
-    tail = calls.environment(backend)
-    scalars = (sm_scale, d_v, batch_invariant)
+    tail = (backend, config.scope(), registry.state().generation)
     try:
         tensors = (q, kv, indices, attn_sink, topk_length)
-        facts = (
-            "prefill", *map(calls.tensor_facts, tensors), (q.data_ptr() | kv.data_ptr()) & 15,
-            scalars, tuple(map(type, scalars)), *tail,
+        low_bits = (q.data_ptr() | kv.data_ptr()) & 15
+        scalars = (sm_scale, d_v, batch_invariant)
+        facts: tuple[Any, ...] = (
+            "prefill", *map(calls.tensor_facts, tensors), low_bits, scalars, tail,
         )  # fmt: skip
-        hash(facts)
-    except (AttributeError, TypeError):
-        validation.prefill(
-            q, kv, indices, sm_scale, d_v, attn_sink, topk_length, batch_invariant=batch_invariant
-        )
-        raise
-    calls.grad_refused(q, kv)
-    prepared = calls.prepare(facts, check, q)
+        prepared = calls.known(facts)
+        grad = q.requires_grad or kv.requires_grad
+    except (AttributeError, TypeError):  # not a tensor, or not hashable: the checks say which
+        prepared, grad, facts, low_bits = None, False, (), 1
+    if prepared is None or (grad and torch.is_grad_enabled()):
+
+        def check() -> validation.Checked:
+            return validation.prefill(
+                q, kv, indices, sm_scale, d_v, attn_sink, topk_length,
+                batch_invariant=batch_invariant, aligned=low_bits == 0,
+            )  # fmt: skip
+
+        prepared = calls.prepare(facts, check, q, backend)
     checked = prepared.checked
     s_q, h_q, _ = q.shape
     if out is not None:

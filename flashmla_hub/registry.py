@@ -223,7 +223,7 @@ class _Builder:
         for answer in answers:
             accepted |= _checked(answer, {**self.backends, **accepted})
         self.backends |= accepted
-        self.owners |= {name: found.dist for name in accepted}
+        self.owners |= dict.fromkeys(accepted, found.dist)
         if any(caller.name == _IDENTIFY for caller in callers):
             self.identify.append((found.name, getattr(manager.hook, _IDENTIFY)))
 

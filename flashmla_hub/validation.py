@@ -199,7 +199,9 @@ def values(checked: Checked, k_cache: Tensor, block_table: Tensor, cache_seqlens
     for row, length in enumerate(lens.tolist()):
         if not 0 <= length <= checked.capacity:
             raise InvalidRequestError(
-                f"cache_seqlens[{row}]", length, f"0..{checked.capacity}, what the table has room for"
+                f"cache_seqlens[{row}]",
+                length,
+                f"0..{checked.capacity}, what the table has room for",
             )
     page = checked.key.page_block_size
     used = (lens.long() + page - 1) // page
@@ -259,9 +261,7 @@ def _kv_format(
     return found.name, (note,) if layout is None else ()
 
 
-def _cache(
-    label: str, cache: Any, q: Tensor, name: str, d_qk: Any, batch: Any
-) -> tuple[Any, Any]:
+def _cache(label: str, cache: Any, q: Tensor, name: str, d_qk: Any, batch: Any) -> tuple[Any, Any]:
     fp8 = name != "dense"
     width = kv_format.get(name).bytes_per_token if fp8 else d_qk
     dtypes = checks.ONE_BYTE if fp8 else (q.dtype,)

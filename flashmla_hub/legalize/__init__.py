@@ -62,7 +62,7 @@ REWRITES: dict[str, Rewrite] = {
 # These change no field of the key: a declaration says that they are always needed.
 _ALWAYS: tuple[tuple[str, Callable[[Capabilities], bool], str], ...] = (
     ("lse_base", lambda c: c.lse_base == "2", "lse is in base 2"),
-    ("repair_empty_rows", lambda c: not c.empty_rows, "rows with no visible key are left undefined"),
+    ("repair_empty_rows", lambda c: not c.empty_rows, "rows with no visible key stay undefined"),
 )  # fmt: skip
 
 

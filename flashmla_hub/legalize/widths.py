@@ -16,12 +16,11 @@ def narrow_heads(key: KernelKey, takes: Capabilities) -> KernelKey | None:
     """The next head count the port takes. Whole groups grow: KV head j keeps its query heads."""
     if key.h_q in takes.h_q:
         return None
-    wider: int | None = key.h_q
-    while (wider := takes.h_q.next_above(wider + 1)) is not None:
+    wider = takes.h_q.next_above(key.h_q)
+    while wider is not None and wider <= 16 * key.h_q + 4096:  # a wider pad helps nobody
         if wider % key.h_kv == 0:
             return key.with_(h_q=wider)
-        if wider > 16 * key.h_q + 4096:
-            break
+        wider = takes.h_q.next_above(wider + 1)
     return None
 
 
@@ -62,9 +61,7 @@ class PadHeads(Wrapper):
             )
         if self.wide.op == DENSE_DECODE:
             k_cache, table, lens, scale, out, lse, plan = args
-            new_out, new_lse = self.inner.run(
-                wide_q, k_cache, table, lens, scale, None, None, plan
-            )
+            new_out, new_lse = self.inner.run(wide_q, k_cache, table, lens, scale, None, None, plan)
         else:
             k_cache, indices, scale, out, lse, topk_length, sink, *rest = args
             new_out, new_lse = self.inner.run(
@@ -110,12 +107,10 @@ class PadTopk(Wrapper):
         wide = _pad_last(indices, self.narrow.topk)
         if self.wide.op == SPARSE_PREFILL:
             return self.inner.run(q, kv, wide, *args)
-        scale, out, lse, topk_length, sink, extra, extra_indices, extra_length, plan = args
+        *head, extra_indices, extra_length, plan = args
         if extra_indices is not None:
             extra_indices = _pad_last(extra_indices, self.narrow.extra_topk)
-        return self.inner.run(
-            q, kv, wide, scale, out, lse, topk_length, sink, extra, extra_indices, extra_length, plan
-        )  # fmt: skip
+        return self.inner.run(q, kv, wide, *head, extra_indices, extra_length, plan)
 
 
 def _pad_last(indices: Tensor, width: int) -> Tensor:

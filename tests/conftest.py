@@ -1,0 +1,20 @@
+"""Shared by all tests: no plugin of the machine, a cache directory of the test's own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from flashmla_hub import config
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(tmp_path_factory, monkeypatch):
+    """Tests neither read nor write the user's cache, and see no setting of the user's shell."""
+    cache = tmp_path_factory.mktemp("cache")
+    settings = dataclasses.replace(config.from_environment({}), cache_dir=cache)
+    monkeypatch.setattr(config, "_process_scope", config.Scope(settings))
