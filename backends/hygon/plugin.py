@@ -41,9 +41,9 @@ class Hygon(Port):
             plans_per_call=True,
             empty_rows=False,
             rewrites=(
-                "split_pages",
                 "contiguous_q",
                 "contiguous_kv",
+                "split_pages",
                 "fold_s_q",
                 "repair_empty_rows",
             ),

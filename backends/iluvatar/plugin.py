@@ -44,9 +44,9 @@ class Iluvatar(Port):
             empty_rows=False,
             hazards=("lse_unverified",),
             rewrites=(
-                "split_pages",
                 "contiguous_q",
                 "contiguous_kv",
+                "split_pages",
                 "fold_s_q",
                 "repair_empty_rows",
             ),
@@ -94,9 +94,9 @@ class IluvatarFlashMLA(Port):
             empty_rows=False,
             hazards=("lse_unverified",),
             rewrites=(
-                "split_pages",
                 "contiguous_q",
                 "contiguous_kv",
+                "split_pages",
                 "fold_s_q",
                 "repair_empty_rows",
             ),

@@ -101,9 +101,9 @@ class Mate(MTFlashMLA):
             empty_rows=False,
             rewrites=(
                 "pad_heads",
-                "split_pages",
                 "contiguous_q",
                 "contiguous_kv",
+                "split_pages",
                 "fold_s_q",
                 "repair_empty_rows",
             ),

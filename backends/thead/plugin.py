@@ -43,7 +43,7 @@ class THead(Port):
             q_strides=(PACKED, TOKEN_STRIDED),
             plans_per_call=True,
             empty_rows=False,
-            rewrites=("split_pages", "contiguous_kv", "fold_s_q", "repair_empty_rows"),
+            rewrites=("contiguous_kv", "split_pages", "fold_s_q", "repair_empty_rows"),
         ),
     )
 
