@@ -4,7 +4,6 @@ list that could drift away from the backends' declarations."""
 from __future__ import annotations
 
 import flashmla_hub as hub
-from flashmla_hub.dispatch import Decision
 from flashmla_hub.request import DENSE_DECODE, KernelKey
 
 # Latent width (nope + rope) -> head_dim_v, for the widths engines ask about.
@@ -47,13 +46,13 @@ def accepted(key: KernelKey) -> bool:
     return hub.explain(key).selected is not None
 
 
-def best_page_size(sizes: tuple[int, ...], **facts: int) -> int | None:
+def best_page_size(sizes: tuple[int, ...]) -> int | None:
     """The page size whose selected backend ranks highest; the first of equals."""
     best: tuple[int, int] | None = None
     for size in sizes:
-        rank = _selected_rank(hub.explain(decode_key(page_block_size=size, **facts)))
-        if rank is not None and (best is None or rank > best[0]):
-            best = (rank, size)
+        selected = hub.explain(decode_key(page_block_size=size)).candidate
+        if selected is not None and (best is None or selected.rank > best[0]):
+            best = (selected.rank, size)
     return None if best is None else best[1]
 
 
@@ -65,8 +64,3 @@ def captures(key: KernelKey) -> bool:
     declared = hub.get_backend(decision.selected).capabilities(decision.device)
     here = [c for c in declared if c.op == key.op and not c.device_reasons(decision.device)]
     return bool(here) and all(c.cuda_graph for c in here)
-
-
-def _selected_rank(decision: Decision) -> int | None:
-    ranks = [c.rank for c in decision.candidates if c.backend == decision.selected]
-    return ranks[0] if ranks else None

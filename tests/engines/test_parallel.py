@@ -1,4 +1,7 @@
-"""Decode context parallelism: index arithmetic, and 2 and 4 gloo processes against the oracle."""
+"""Decode context parallelism: index arithmetic, and 2 and 4 gloo processes against the oracle.
+
+``-m 'full or not full'`` runs every combination; without it a sample with all lopsided ones.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +130,21 @@ def test_a_group_of_one_changes_nothing_but_marks_empty_rows(
     torch.testing.assert_close(merged[~gone], out[~gone])
 
 
+def is_full_case(item: pytest.Item) -> bool:
+    return item.path == Path(__file__) and item.get_closest_marker("full") is not None
+
+
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def reports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What every rank of 2 and of 4 processes found, by world size."""
+    extent = "full" if any(map(is_full_case, request.session.items)) else "sample"
     found = {}
     for world_size in WORLDS:
         folder = tmp_path_factory.mktemp(f"world{world_size}")
         command = [sys.executable, str(HERE / "dcp_worker.py")]
         ranks = [
             subprocess.Popen(
-                [*command, str(rank), str(world_size), str(folder)],
+                [*command, str(rank), str(world_size), str(folder), extent],
                 cwd=ROOT,
                 env=config.child_environment(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"),
                 stdout=subprocess.PIPE,
@@ -156,10 +165,13 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return found
 
 
-CASES = [f"{setting}-{mode}" for setting in cases.SETTINGS for mode in cases.MODES]
+def case_params() -> Iterator[Any]:
+    for world_size, setting, mode in itertools.product(WORLDS, cases.SETTINGS, cases.MODES):
+        marks = [] if setting in cases.SAMPLE else [pytest.mark.full]
+        yield pytest.param(world_size, f"{setting}-{mode}", marks=marks)
 
 
-@pytest.mark.parametrize(("world_size", "case"), list(itertools.product(WORLDS, CASES)))
+@pytest.mark.parametrize(("world_size", "case"), case_params())
 def test_shards_merge_to_what_one_device_computes(
     reports: Any, world_size: int, case: str
 ) -> None:
