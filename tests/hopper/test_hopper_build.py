@@ -15,7 +15,6 @@ from flashmla_hub.backends.hopper.compilers import (
     CompileError,
     Nvcc,
     Nvrtc,
-    find_compilers,
     version_reason,
 )
 from flashmla_hub.backends.hopper.driver import CubinRefused
@@ -202,12 +201,23 @@ def test_old_compilers_are_refused_by_version() -> None:
     assert "12.4" in reason
 
 
+@pytest.mark.parametrize("version", [(12, 8), (13, 0), (13, 3)])
+def test_compilers_whose_resources_were_read_are_taken(version: tuple[int, int]) -> None:
+    assert version_reason("NVRTC", version) is None
+
+
+def test_versions_that_spill_are_refused_with_the_reason() -> None:
+    reason = version_reason("NVRTC", (13, 5))
+    assert reason is not None
+    assert "spills" in reason
+
+
 def compiler(kind: type) -> Any:
-    found, reasons = find_compilers()
-    for candidate in found:
-        if isinstance(candidate, kind):
-            return candidate
-    pytest.skip("; ".join(reasons))
+    """That compiler of this machine, in a version that the kernels refuse too."""
+    try:
+        return Nvrtc(any_version=True) if kind is Nvrtc else Nvcc(Nvcc.find() or "nvcc")
+    except Exception as error:
+        pytest.skip(f"{kind.__name__}: {error}")
 
 
 @pytest.mark.parametrize("kind", [Nvrtc, Nvcc])

@@ -1,0 +1,54 @@
+"""What the compilers make of every instantiation: no spills, no serialised wgmma."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from flashmla_hub.backends.hopper.compilers import CompileError, Compiler, Nvcc, Nvrtc
+from flashmla_hub.backends.hopper.units import Unit
+from flashmla_hub.backends.hopper.variants import Variant, all_units
+
+# C7508: setmaxnreg ignored. C7510, C7518, C7519, C7520: wgmma serialised or waited for early.
+BAD_WARNINGS = ("C7508", "C7510", "C7518", "C7519", "C7520")
+QUICK = [Variant().decode, Variant().combine]
+
+
+def compilers() -> list[Compiler]:
+    """nvcc, and NVRTC where its version is one that the backend takes."""
+    found: list[Compiler] = []
+    if program := Nvcc.find():
+        found.append(Nvcc(program))
+    try:
+        found.append(Nvrtc())
+    except Exception as error:
+        print(f"NVRTC left out: {error}")
+    return found
+
+
+def check(unit: Unit) -> None:
+    found = compilers()
+    if not found:
+        pytest.skip("needs nvcc or NVRTC")
+    for compiler in found:
+        try:
+            log = compiler.compile(unit).log
+        except CompileError as error:
+            pytest.fail(str(error))
+        spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
+        assert spills, f"{compiler.fingerprint} says nothing of {unit.name}:\n{log}"
+        assert all(n == "0" for n in spills), f"{compiler.fingerprint}, {unit.name}: {spills}"
+        bad = [w for w in BAD_WARNINGS if w in log]
+        assert not bad, f"{compiler.fingerprint}, {unit.name}: {bad}\n{log}"
+
+
+@pytest.mark.parametrize("unit", QUICK, ids=lambda u: u.name)
+def test_the_base_variant(unit: Unit) -> None:
+    check(unit)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("unit", [u for u in all_units() if u not in QUICK], ids=lambda u: u.name)
+def test_every_instantiation(unit: Unit) -> None:
+    check(unit)
