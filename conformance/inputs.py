@@ -55,7 +55,7 @@ class Inputs:
 
     def __init__(self, case: Case) -> None:
         self.case, self.key = case, case.key
-        self.kind = FORMATS[case.key.dtype]
+        self.kind = FORMATS.get(case.key.dtype, FLOAT32)  # no inputs are drawn for others
         self.family = family_of(case.family, case.variant)
         self.sparse = case.key.op != DENSE_DECODE
         self.layout = fp8.LAYOUTS.get(case.key.kv_format)

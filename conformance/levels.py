@@ -20,7 +20,6 @@ from flashmla_hub.conformance.model import (
 )
 
 NEEDS_STREAMS = ("graph", "two_streams")  # checks that a device without streams does not need
-FINITE_CACHE_LEVEL = "L1"  # the highest level with the hazard needs_finite_cache (C1.5)
 
 
 def has_streams(device: Mapping[str, object]) -> bool:

@@ -79,7 +79,7 @@ class Call:
     def poisoned_outputs(self) -> tuple[Tensor, Tensor]:
         """(out, lse) to be written in place, filled with the unwritten mark."""
         return (
-            _filled(self.out_shape, self.case.key.dtype, UNWRITTEN, self.device),
+            _filled(self.out_shape, _name(self.q.dtype), UNWRITTEN, self.device),
             _filled(self.lse_shape, "float32", UNWRITTEN, self.device),
         )
 
@@ -99,15 +99,18 @@ class Call:
 
 def unwritten(tensor: Tensor) -> Tensor:
     """Where ``tensor`` still holds the unwritten mark."""
-    name = str(tensor.dtype).removeprefix("torch.")
-    carrier = CARRIERS[tensor.element_size()]
-    return tensor.contiguous().view(carrier) == _signed(UNWRITTEN[name], tensor.element_size())
+    size = tensor.element_size()
+    return tensor.contiguous().view(CARRIERS[size]) == _signed(UNWRITTEN[_name(tensor.dtype)], size)
 
 
 def place(inputs: Inputs, device: torch.device | str = "cpu") -> Call:
     """The case's call on ``device``. Raises NotReached where memory does not allow it."""
     builder = _Builder(inputs, torch.device(device))
     return builder.sparse() if inputs.sparse else builder.dense()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _as_integers(storage: Tensor) -> Tensor:
@@ -154,7 +157,9 @@ class _Builder:
                     storages=self.storages, **more)  # fmt: skip
 
     def int32(self, name: str, numbers: np.ndarray[Any, Any]) -> Tensor:
-        tensor = torch.from_numpy(numbers.astype(np.int32)).to(self.device)
+        # torch gives an empty numpy array strides of 0
+        tensor = torch.from_numpy(numbers.astype(np.int32)).reshape(-1).view(numbers.shape)
+        tensor = tensor.to(self.device)
         self.storages[name] = tensor
         return tensor
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import flashmla_hub
-from flashmla_hub import BackendStatus, DeviceInfo, NotSupportedError
+from flashmla_hub import DeviceInfo, NotSupportedError
 from flashmla_hub.capabilities import Capabilities, unsupported_reasons
 from flashmla_hub.conformance.memory import Call
 from flashmla_hub.conformance.model import Case, to_json
@@ -106,8 +106,9 @@ class BackendSubject:
         self.info = flashmla_hub.explain(KernelKey(), device=torch.device(device)).device
         self.declarations: tuple[Capabilities, ...] = self.backend.capabilities(self.info)
 
-    def status(self) -> BackendStatus:
-        return next(s for s in flashmla_hub.backends() if s.name == self.name)
+    def missing(self) -> tuple[str, ...]:
+        """What this machine lacks for the backend."""
+        return tuple(self.backend.environment_reasons(self.info))
 
     def claim(self, case: Case) -> Claim:
         native = not unsupported_reasons(self.declarations, case.key, self.info)
@@ -123,15 +124,15 @@ class BackendSubject:
         if key.batch_invariant:
             more["batch_invariant"] = True
         if key.op == SPARSE_PREFILL:
-            more.pop("tile_scheduler_metadata", None)
-            more.pop("lse_out", None)
+            for name in ("tile_scheduler_metadata", "num_splits", "lse_out"):
+                more.pop(name, None)
             out, top, lse = flashmla_hub.flash_mla_sparse_fwd(
                 call.q, call.kv, call.indices, call.scale, key.d_v, call.attn_sink,
                 call.topk_length, backend=self.name, **more,
             )  # fmt: skip
             return Got(out, lse, top)
         if key.kv_format != "dense":
-            more["kv_format"] = key.kv_format
+            more.setdefault("kv_format", key.kv_format)
         more = {**arguments(call), **more}
         return Got(*flashmla_hub.flash_mla_with_kvcache(backend=self.name, **more))
 

@@ -1,0 +1,93 @@
+"""A whole run: cases in order, known failures, levels."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flashmla_hub.conformance import (
+    CONTRACT_VERSION,
+    GENERATOR_VERSION,
+    KIT_VERSION,
+    isolate,
+    known,
+    levels,
+)
+from flashmla_hub.conformance.cases import cases_of
+from flashmla_hub.conformance.judge import judge
+from flashmla_hub.conformance.model import Case, CaseResult, RunMeta, RunResult, to_json
+from flashmla_hub.conformance.subject import BackendSubject, FunctionSubject, Subject
+
+Observer = Callable[[int, int, CaseResult], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run.
+
+    ``select``: words, all of which a case's id or clauses must contain ('' for all). ``seed``:
+    other inputs than the frozen ones, for hunting; such a run reaches no level. ``isolate``:
+    batches of cases in subprocesses, ``limit`` seconds a case at most.
+    """
+
+    level: str = "L1"
+    device: str = "cpu"
+    select: str = ""
+    seed: int = 0
+    isolate: bool = False
+    limit: float = 60.0
+    known_failures: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(
+    target: str, options: Options, *, call: bool = False, observe: Observer | None = None,
+    cases: Sequence[Case] | None = None,
+) -> RunResult:  # fmt: skip
+    """Judge a backend by name (or with ``call`` a ``module:function``).
+
+    Args:
+        target: the backend's name, or module:function.
+        options: see :class:`Options`.
+        observe: told (number done, number of all, result) after each case.
+        cases: instead of the level's own.
+    """
+    subject = subject_of(target, options.device, call)
+    asked = selected(cases_of(options.level) if cases is None else cases, options)
+    started = _now()
+    if options.isolate:
+        results = isolate.judge_all(target, call, options.device, asked, options.limit, observe)
+    else:
+        results = []
+        for number, case in enumerate(asked, 1):
+            results.append(judge(subject, case))
+            if observe is not None:
+                observe(number, len(asked), results[-1])
+    results = known.apply(results, options.known_failures)
+    stale = known.stale(results, options.known_failures, bool(options.select))
+    meta = RunMeta(
+        contract_version=CONTRACT_VERSION, kit_version=KIT_VERSION,
+        generator_version=GENERATOR_VERSION, backend=subject.name,
+        backend_version=subject.version, level=options.level, selected=options.select,
+        seed=options.seed, isolated=options.isolate, device=to_json(subject.info),
+        claims=subject.claims(), files=subject.files(), argv=tuple(sys.argv), started=started,
+        ended=_now(), known_failures=dict(options.known_failures),
+        stale_known_failures=tuple(stale),
+    )  # fmt: skip
+    return levels.finish(meta, asked, results)
+
+
+def subject_of(target: str, device: str, call: bool) -> Subject:
+    return FunctionSubject(target, device) if call else BackendSubject(target, device)
+
+
+def selected(cases: Sequence[Case], options: Options) -> tuple[Case, ...]:
+    """The cases that -k and the seed leave."""
+    words = options.select.split()
+    kept = [c for c in cases if all(w in c.id or w in c.clauses or w == c.check for w in words)]
+    return tuple(replace(c, seed=options.seed) if options.seed else c for c in kept)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
