@@ -1,5 +1,15 @@
 """The built-in backends and device rules, listed once: setup.py makes the entry points from this
-table, and an uninstalled checkout uses it as it is. Imports nothing."""
+table, and an uninstalled checkout uses it as it is. Imports none of them.
+
+Importing this package makes Python set ``flashmla_hub.backends`` to it, where the public function
+of that name was: so the package can be called, and is that function.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
 
 BUILTINS: dict[str, str] = {
     "device_cpu": "flashmla_hub.backends.devices.cpu",
@@ -25,3 +35,13 @@ BUILTINS: dict[str, str] = {
     "torch": "flashmla_hub.backends.torch_ref.plugin",
     "triton": "flashmla_hub.backends.triton.plugin",
 }
+
+
+class _Package(ModuleType):
+    def __call__(self) -> list[Any]:
+        from flashmla_hub import api
+
+        return api.backends()
+
+
+sys.modules[__name__].__class__ = _Package

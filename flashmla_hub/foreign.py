@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 DROP_IN_MARK = "__flashmla_hub_drop_in__"  # set on the drop-in's finder and on its modules
+CONTESTED = frozenset({"flash_mla"})  # the name that ports and the drop-in share
 
 _lock = threading.RLock()  # one import at a time; reentrant, as packages import each other
 _loaded: dict[tuple[str, Path | None], ModuleType] = {}
@@ -77,10 +78,10 @@ def source(distribution: Distribution, path: str) -> str | None:
 def load(name: str, distribution: Distribution | None = None) -> ModuleType:
     """Import ``name`` (dotted names are fine) as the real package, never as the drop-in.
 
-    Where nobody else goes by that name the import is an ordinary one, shared with the user's.
-    Where the drop-in does, or another copy stands before ``distribution`` on ``sys.path``, the
-    package is imported privately: its own absolute imports (at import and later) find its own
-    modules, and ``sys.modules`` keeps what the user sees.
+    A package that goes by a name of its own is imported in the ordinary way, and one that the user
+    has imported already is shared. A contested name, and a package that another copy stands before
+    on ``sys.path``, is imported privately: its own absolute imports (at import and later) find its
+    own modules, and ``sys.modules`` keeps what the user sees.
 
     Raises:
         ImportError: the package is absent or fails to import; the cause is the package's own.
@@ -117,7 +118,7 @@ def _load(name: str, where: Path | None, distribution: Distribution | None) -> M
             return importlib.import_module(name)
         if name in _hidden:
             return _hidden[name]
-    elif present is None and not any(map(_is_drop_in, sys.meta_path)):
+    elif present is None and top not in CONTESTED:
         spec = _find_public(top) if where is not None else None
         if where is None or (spec is not None and _spec_in(spec, where)):
             return importlib.import_module(name)

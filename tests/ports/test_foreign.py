@@ -60,6 +60,7 @@ def clean(monkeypatch):
 @pytest.fixture
 def drop_in(monkeypatch):
     finder = DropIn()
+    monkeypatch.setattr(foreign, "CONTESTED", frozenset({"foreign_fake"}))
     monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
     return finder
 
@@ -109,12 +110,25 @@ def test_each_distribution_of_one_name_gets_its_own_modules(tmp_path, monkeypatc
         assert Path(module.late()[0]).is_relative_to(folder)
 
 
+def test_a_contested_name_is_private_before_any_drop_in(tmp_path, monkeypatch):
+    """So that the drop-in can still take the name over."""
+    put(tmp_path, monkeypatch, "a")
+    monkeypatch.setattr(foreign, "CONTESTED", frozenset({"foreign_fake"}))
+    module = foreign.load("foreign_fake")
+    assert "foreign_fake" not in sys.modules
+    import foreign_fake
+
+    assert foreign_fake is not module
+    assert foreign.load("foreign_fake") is module
+
+
 def test_hides_what_the_user_imported_first_without_importing_it_twice(tmp_path, monkeypatch):
     put(tmp_path, monkeypatch, "a")
     import foreign_fake
 
     foreign.hide("foreign_fake")
     assert "foreign_fake" not in sys.modules
+    monkeypatch.setattr(foreign, "CONTESTED", frozenset({"foreign_fake"}))
     monkeypatch.setattr(sys, "meta_path", [DropIn(), *sys.meta_path])
     assert foreign.load("foreign_fake") is foreign_fake
     assert foreign.load("foreign_fake.leaf") is foreign_fake.leaf
