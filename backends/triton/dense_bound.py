@@ -1,0 +1,188 @@
+"""Dense decode, host side. Immutable, no device memory held between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashmla_hub.backend import BoundKernel
+from flashmla_hub.backends.triton.combine import combine_kernel
+from flashmla_hub.backends.triton.config import (
+    Combine,
+    Config,
+    chunking,
+    combine_for,
+    rows_of,
+    slack_percent,
+)
+from flashmla_hub.backends.triton.dense import dense_kernel
+from flashmla_hub.backends.triton.host import (
+    INVARIANT_COMBINE,
+    INVARIANT_SCRATCH,
+    LOG2E,
+    VECTOR,
+    multiprocessors,
+    on_device,
+    vectors,
+)
+from flashmla_hub.backends.triton.launch import Launcher
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.request import TOKEN_STRIDED, KernelKey
+
+BATCH_CLASSES = (256, 2048)  # widths of the vector of lengths; larger batches go in slices
+MAX_TOKENS = 2**31 - 4096
+
+
+class DenseKernel(BoundKernel):
+    """Dense decode for one key: a main kernel over the split plan and a combine."""
+
+    def __init__(self, key: KernelKey, device: DeviceInfo, config: Config) -> None:
+        self.key, self.config = key, config
+        self.dtype = getattr(torch, key.dtype)
+        rows = rows_of(key)
+        self.tiles_per_head = -(-rows // config.block_h)
+        self.tiles = key.h_kv * self.tiles_per_head
+        self.parts = max(1, multiprocessors(device) * config.per_sm // self.tiles)
+        self.chunk, self.splits = chunking(key, config) if key.batch_invariant else (1, 1)
+        self._rows = rows * key.h_kv
+        shared = {
+            "DV": key.d_v,
+            "H": config.block_h,
+            "N": config.block_n,
+            "SLACK": slack_percent(key),
+            "INVARIANT": key.batch_invariant,
+            "CHUNK": self.chunk,
+            "SPLITS": self.splits,
+            "PDL": config.pdl,
+        }
+        main = {
+            **shared,
+            "DR": key.d_qk - key.d_v,
+            "PAGE": key.page_block_size,
+            "ROW": 0 if key.kv_strides == TOKEN_STRIDED else key.h_kv * key.d_qk,
+            "CAUSAL": key.causal,
+            "STAGES": config.num_stages,
+            "SPLIT_TAIL": config.split_tail,
+            "BREAK": config.break_chain,
+            "SPREAD": config.spread,
+        }
+        options = {"num_warps": config.num_warps, **dict(config.options)}
+        self._main = {
+            n: Launcher(dense_kernel, {**main, "BATCH": n}, options) for n in BATCH_CLASSES
+        }
+        splits_max = self.splits if key.batch_invariant else self.parts
+        smax = 1 << (max(splits_max, 2) - 1).bit_length()
+        merge = {**shared, "SMAX": smax}
+        self._combine = {
+            (tile, n): Launcher(
+                combine_kernel,
+                {**merge, "BATCH": n, "RB": tile.rows, "CB": tile.cols, "SB": tile.splits},
+                {"num_warps": 4, **({"launch_pdl": True} if config.pdl else {})},
+            )
+            for n in BATCH_CLASSES
+            for tile in self._combine_tiles(n)
+        }
+
+    def _combine_tile(self, batch: int) -> Combine:
+        if self.key.batch_invariant:
+            return INVARIANT_COMBINE
+        return combine_for(min(batch, self.parts) * self._rows, self.key.d_v)
+
+    def _combine_tiles(self, largest: int) -> list[Combine]:
+        return list(dict.fromkeys(self._combine_tile(b) for b in range(1, largest + 1)))
+
+    def launchers(self) -> Iterator[tuple[str, Launcher, tuple[Any, ...]]]:
+        """What batches of up to 256 launch: name, launcher, argument types."""
+        d, f, i = self.dtype, torch.float32, torch.int32
+        n = BATCH_CLASSES[0]
+        yield "dense", self._main[n], (d, d, i, i, d, f, f, 1.0, *[1] * 22)
+        for (tile, width), launcher in self._combine.items():
+            if width == n and self._splits():
+                name = f"combine {tile.rows}x{tile.cols}x{tile.splits}"
+                yield name, launcher, (f, i, d, f, *[1] * 15)
+
+    def compile(self) -> None:
+        """Compile and load what batches of up to 256 need; larger ones compile at first use."""
+        for _, launcher, args in self.launchers():
+            launcher.compile(*args)
+
+    def _splits(self) -> bool:
+        return self.parts > 1 or self.key.batch_invariant
+
+    def run(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        block_table: Tensor,
+        cache_seqlens: Tensor,
+        softmax_scale: float,
+        out: Tensor | None,
+        lse: Tensor | None,
+        plan: object = None,
+    ) -> tuple[Tensor, Tensor]:
+        key = self.key
+        batch = q.shape[0]
+        shape = (batch, key.s_q, key.h_q, key.d_v)
+        if lse is None:
+            lse = torch.empty((batch, key.h_q, key.s_q), dtype=torch.float32, device=q.device)
+        target = out
+        if out is None or not vectors(out):
+            target = torch.empty(shape, dtype=self.dtype, device=q.device)
+        assert target is not None
+        width = block_table.shape[1]
+        capacity = min(width * key.page_block_size, MAX_TOKENS)
+        slot_stride, most = self._slots(capacity)
+        with on_device(q):
+            for a in range(0, batch, most):
+                b = min(batch, a + most)
+                whole = a == 0 and b == batch
+                self._launch(
+                    *(t if whole else t[a:b] for t in (q, block_table, cache_seqlens, target, lse)),
+                    k_cache, softmax_scale * LOG2E, capacity, slot_stride,
+                )  # fmt: skip
+        if out is None:
+            return target, lse
+        if out is not target:
+            out.copy_(target)
+        return out, lse
+
+    def _slots(self, capacity: int) -> tuple[int, int]:
+        """Slots of a request in scratch (batch-invariant form), and requests for one launch."""
+        if not self.key.batch_invariant:
+            return 1, BATCH_CLASSES[-1]
+        blocks = -(-capacity // self.config.block_n)
+        stride = max(1, min(self.splits, -(-blocks // self.chunk)))
+        request = stride * self.tiles * self.config.block_h * (self.key.d_v + 1) * 4
+        return stride, max(1, min(BATCH_CLASSES[-1], INVARIANT_SCRATCH // request))
+
+    def _launch(
+        self, q: Tensor, table: Tensor, lens: Tensor, out: Tensor, lse: Tensor,
+        kv: Tensor, scale: float, capacity: int, slot_stride: int,
+    ) -> None:  # fmt: skip
+        key, config = self.key, self.config
+        batch = q.shape[0]
+        slots = batch * slot_stride if key.batch_invariant else 2 * self.parts
+        part_rows = slots * self.tiles * config.block_h
+        scratch = torch.empty(part_rows * (key.d_v + 1), dtype=torch.float32, device=q.device)
+        n = BATCH_CLASSES[0] if batch <= BATCH_CLASSES[0] else BATCH_CLASSES[1]
+        q_b, q_t, q_h, _ = q.stride()
+        kv_page, kv_row, kv_head, _ = kv.stride()
+        out_b, out_t, out_h, _ = out.stride()
+        tail: tuple[Any, ...] = (
+            out_b // VECTOR, out_t // VECTOR, out_h // VECTOR, *lse.stride(),
+            batch, key.s_q, key.h_q // key.h_kv, self.tiles, self.tiles_per_head, self.parts,
+            capacity, part_rows, slot_stride,
+        )  # fmt: skip
+        self._main[n](
+            (self.parts * self.tiles, 1, 1), q, kv, table, lens, out, lse, scratch, scale,
+            q_b // VECTOR, q_t // VECTOR, q_h // VECTOR,
+            kv_page // VECTOR, kv_row // VECTOR, kv_head // VECTOR, table.stride(0), *tail,
+        )  # fmt: skip
+        if self._splits() and (slot_stride > 1 or not key.batch_invariant):
+            tile = self._combine_tile(batch)
+            programs = batch if key.batch_invariant else min(batch, self.parts - 1)
+            grid = (programs, -(-self._rows // tile.rows), key.d_v // tile.cols)
+            self._combine[tile, n](grid, scratch, lens, out, lse, *tail)

@@ -1,0 +1,43 @@
+"""What the bound kernels share on the host."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+from flashmla_hub.backends.triton.config import Combine
+from flashmla_hub.device import DeviceInfo
+
+LOG2E = 1.4426950408889634
+VECTOR = 8  # elements of 16 bytes: the unit in which the kernels take strides
+INVARIANT_COMBINE = Combine(1, 256, 16)  # one tile for all batches: it decides the bits
+INVARIANT_SCRATCH = 256 << 20  # bytes; the batch goes in slices of at most so much scratch
+
+
+def multiprocessors(device: DeviceInfo) -> int:
+    """Multiprocessors of ``device``, asked of the runtime where the DeviceInfo does not say."""
+    if device.multiprocessors:
+        return device.multiprocessors
+    if device.type == "cuda" and not device.simulated and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(device.index).multi_processor_count)
+    return 64
+
+
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Makes the device of ``tensor`` current where it is not: Triton launches on the current."""
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
+
+
+def vectors(tensor: Tensor) -> bool:
+    """Whether base and strides are whole 16-byte vectors, as the kernels store them."""
+    unit = 16 // tensor.element_size()
+    strides = tensor.stride()
+    return (
+        tensor.data_ptr() % 16 == 0
+        and strides[-1] == 1
+        and not any(s % unit for s, n in zip(strides[:-1], tensor.shape, strict=False) if n > 1)
+    )

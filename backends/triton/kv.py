@@ -1,0 +1,81 @@
+"""Reading scattered tokens of a cache, in any layout, as a tile of K.
+
+A tile has up to two parts: ``kc`` (N, DV), the columns that also are V, and ``kr`` (N, 64), the
+rope columns. In the layout "model1" the rope part is V too; there ``kc`` has 448 columns, and
+zeros after them.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def e4m3_to_float(bits, HARDWARE: tl.constexpr):
+    """float32 of e4m3fn bytes. Without a conversion in hardware, an e4m3 shifted into a float16
+    is its value times 2**-8, subnormals included; only NaN (0x7F) needs a select."""
+    if HARDWARE:
+        value = bits.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    else:
+        wide = bits.to(tl.uint16)
+        half = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+        value = half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+        value = tl.where((wide & 0x7F) == 0x7F, float("nan"), value)
+    return value
+
+
+@triton.jit
+def ue8m0_to_float(exponent):
+    """float32 2**(exponent - 127); 0 is 2**-127, 255 is NaN."""
+    e = exponent.to(tl.uint32)
+    bits = tl.where(e == 0, 0x400000, e << 23)
+    return tl.where(e == 255, 0x7FC00000, bits).to(tl.uint32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def load_slots(indices, i, count, slots, N: tl.constexpr):
+    """Slots of block ``i``; -1 for entries past ``count``, negative or past the cache."""
+    at = i * N + tl.arange(0, N)
+    slot = tl.load(indices + at, mask=at < count, other=-1)
+    return tl.where((slot >= 0) & (slot < slots), slot, -1)
+
+
+@triton.jit
+def load_tile(
+    cache, slot, page_stride, row_stride, cols, cols_r,
+    FORMAT: tl.constexpr, PAGE: tl.constexpr, N: tl.constexpr, DV: tl.constexpr,
+    DR: tl.constexpr, HARDWARE: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """``(kc, kr)`` of the tokens in ``slot``; zeros where it is -1, which also keeps NaN in
+    unused slots away from V. Strides in elements of the cache (bytes for the FP8 layouts)."""
+    ok = slot >= 0
+    safe = tl.maximum(slot, 0)
+    page = cache + tl.cast(safe // PAGE, tl.int64) * page_stride
+    if FORMAT == "dense":
+        token = page + tl.cast(safe % PAGE, tl.int64) * row_stride
+        kc = tl.load(token[:, None] + cols[None, :], mask=ok[:, None], other=0.0)
+        kr = kc
+        if DR > 0:
+            kr = tl.load(token[:, None] + (DV + cols_r)[None, :], mask=ok[:, None], other=0.0)
+    elif FORMAT == "v32":
+        token = page + tl.cast(safe % PAGE, tl.int64) * row_stride
+        raw = tl.load(token[:, None] + cols[None, :], mask=ok[:, None], other=0)
+        groups = (token + 512).to(tl.pointer_type(tl.float32))
+        at = groups[:, None] + tl.arange(0, 4)[None, :]
+        scale = tl.load(at, mask=ok[:, None], other=0.0)
+        value = tl.reshape(e4m3_to_float(raw, HARDWARE), (N, 4, 128)) * scale[:, :, None]
+        kc = tl.reshape(value, (N, DV)).to(dtype)
+        rope = (token + 528).to(tl.pointer_type(tl.bfloat16))
+        kr = tl.load(rope[:, None] + cols_r[None, :], mask=ok[:, None], other=0.0)
+    else:
+        tl.static_assert(FORMAT == "model1")
+        token = page + (safe % PAGE) * 576
+        nope = ok[:, None] & (cols < 448)[None, :]
+        raw = tl.load(token[:, None] + cols[None, :], mask=nope, other=0)
+        group = tl.arange(0, 8)
+        at = page[:, None] + (PAGE * 576 + (safe % PAGE)[:, None] * 8 + group[None, :])
+        scale = ue8m0_to_float(tl.load(at, mask=ok[:, None] & (group < 7)[None, :], other=0))
+        value = tl.reshape(e4m3_to_float(raw, HARDWARE), (N, 8, 64)) * scale[:, :, None]
+        kc = tl.reshape(value, (N, DV)).to(dtype)
+        rope = (token + 448).to(tl.pointer_type(tl.bfloat16))
+        kr = tl.load(rope[:, None] + cols_r[None, :], mask=ok[:, None], other=0.0)
+    return kc, kr

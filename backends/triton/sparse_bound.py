@@ -1,0 +1,262 @@
+"""Sparse decode and prefill, host side. Immutable, no device memory held between calls."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashmla_hub.backend import BoundKernel
+from flashmla_hub.backends.triton.config import Combine, Config, combine_for, rows_of
+from flashmla_hub.backends.triton.host import (
+    INVARIANT_COMBINE,
+    INVARIANT_SCRATCH,
+    LOG2E,
+    VECTOR,
+    multiprocessors,
+    on_device,
+    vectors,
+)
+from flashmla_hub.backends.triton.launch import Launcher
+from flashmla_hub.backends.triton.sparse import sparse_combine_kernel, sparse_kernel
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.errors import NotSupportedError
+from flashmla_hub.request import SPARSE_PREFILL, KernelKey
+
+MAX_SPLITS = 32
+INVARIANT_SPLITS = 4  # of a decode query, whatever the batch; prefill has queries enough
+SPLIT_COST = 3  # what one more split costs, in blocks of attention
+MAX_SLOTS = 2**31 - 1
+FP8_UNIT = 16  # bytes: the unit of an FP8 cache's strides
+
+
+class SparseKernel(BoundKernel):
+    """Both sparse ops for one key; see the subclasses for ``run``."""
+
+    def __init__(self, key: KernelKey, device: DeviceInfo, config: Config) -> None:
+        self.key, self.config = key, config
+        self.dtype = getattr(torch, key.dtype)
+        self.fp8 = key.kv_format != "dense"
+        self.cache_dtype = torch.uint8 if self.fp8 else self.dtype
+        self.has_max = key.op == SPARSE_PREFILL
+        self.tiles_per_head = -(-rows_of(key) // config.block_h)
+        self.tiles = key.h_kv * self.tiles_per_head
+        self._slots_at_once = multiprocessors(device) * config.per_sm
+        rope = 64 if self.fp8 else key.d_qk - key.d_v
+        flags = {"HAS_SINK": key.attn_sink, "HAS_MAX": self.has_max, "PDL": config.pdl}
+        main = {
+            **flags,
+            "FORMAT": key.kv_format,
+            "NOPE": key.d_qk - rope if key.kv_format == "model1" else key.d_v,
+            "DV": key.d_v,
+            "DR": rope,
+            "H": config.block_h,
+            "N": config.block_n,
+            "PAGE": key.page_block_size,
+            "EXTRA_PAGE": key.extra_page_block_size if key.extra_topk else 0,
+            "COUNTS": key.topk_length,
+            "EXTRA_COUNTS": key.extra_topk_length,
+            "STAGES": config.num_stages,
+            "BREAK": config.break_chain,
+            "SPREAD": config.spread,
+            "HARDWARE": config.hardware_fp8,
+        }
+        options = {"num_warps": config.num_warps, **dict(config.options)}
+        self._main = Launcher(sparse_kernel, main, options)
+        merge = {**flags, "DV": key.d_v, "H": config.block_h, "SMAX": MAX_SPLITS}
+        self._combine = {
+            tile: Launcher(
+                sparse_combine_kernel,
+                {**merge, "RB": tile.rows, "CB": tile.cols, "SB": tile.splits},
+                {"num_warps": 4, **({"launch_pdl": True} if config.pdl else {})},
+            )
+            for tile in self._combine_tiles()
+        }
+        self.splits_for = functools.lru_cache(maxsize=64)(self._splits_for)
+
+    def _combine_tiles(self) -> list[Combine]:
+        queries = [1] if self.key.batch_invariant else [2**n for n in range(12)]
+        return list(dict.fromkeys(self._combine_tile(n) for n in queries))
+
+    def _combine_tile(self, queries: int) -> Combine:
+        if self.key.batch_invariant:
+            return INVARIANT_COMBINE
+        return combine_for(max(17, queries * self.key.h_q), self.key.d_v)
+
+    def _splits_for(self, queries: int) -> int:
+        """Splits of each query's list: the count that takes the fewest block times in all."""
+        blocks = -(-self.key.topk // self.config.block_n)
+        blocks += -(-self.key.extra_topk // self.config.block_n)
+        if self.key.batch_invariant:
+            return 1 if self.has_max else min(INVARIANT_SPLITS, max(1, blocks))
+
+        def cost(splits: int) -> int:
+            waves = -(-queries * self.tiles * splits // self._slots_at_once)
+            return waves * (-(-blocks // splits) + (SPLIT_COST if splits > 1 else 0))
+
+        return min(range(1, max(1, min(MAX_SPLITS, blocks)) + 1), key=cost)
+
+    def launchers(self) -> Iterator[tuple[str, Launcher, tuple[Any, ...]]]:
+        """What a call may launch: name, launcher, argument types."""
+        d, c, f, i = self.dtype, self.cache_dtype, torch.float32, torch.int32
+        yield "sparse", self._main, (d, c, i, i, c, i, i, f, d, f, f, f, 1.0, *[1] * 25)
+        for tile, launcher in self._combine.items():
+            name = f"combine {tile.rows}x{tile.cols}x{tile.splits}"
+            yield name, launcher, (f, f, d, f, f, *[1] * 12)
+
+    def compile(self) -> None:
+        """Compile and load everything a call may launch."""
+        for _, launcher, args in self.launchers():
+            launcher.compile(*args)
+
+    def _cache(self, cache: Tensor, name: str) -> tuple[Tensor, int, int, int]:
+        """The cache as the kernel takes it, and its page, token and head strides in vectors."""
+        page, token, head, _ = cache.stride()
+        if not self.fp8:
+            return cache, page // VECTOR, token // VECTOR, head // VECTOR
+        raw = cache.view(torch.uint8)
+        if raw.data_ptr() % FP8_UNIT or page % FP8_UNIT:
+            raise NotSupportedError(
+                "triton", f"{name} address and page stride", (raw.data_ptr(), page),
+                f"multiples of {FP8_UNIT} bytes",
+            )  # fmt: skip
+        return raw, page // FP8_UNIT, token // FP8_UNIT, head // FP8_UNIT
+
+    def _launch(
+        self, q: Tensor, kv: Tensor, indices: Tensor, counts: Tensor | None, sink: Tensor | None,
+        extra_kv: Tensor | None, extra_indices: Tensor | None, extra_counts: Tensor | None,
+        out: Tensor, lse: Tensor, max_logits: Tensor | None, softmax_scale: float,
+    ) -> None:  # fmt: skip
+        """q, out (batch, s_q, h, d); indices (batch, s_q, h_kv, topk); lse (batch, h_q, s_q)."""
+        key, config = self.key, self.config
+        batch, s_q = q.shape[:2]
+        queries = batch * s_q
+        splits = self.splits_for(queries)
+        part_rows = queries * splits * self.tiles * config.block_h if splits > 1 else 0
+        scratch = lse
+        if splits > 1:
+            size = part_rows * (key.d_v + 2)
+            scratch = torch.empty(size, dtype=torch.float32, device=q.device)
+        cache, page, token, head = self._cache(kv, "k_cache")
+        extra, extra_page, extra_row = cache, 0, 0
+        extra_strides, extra_topk, extra_slots = (0, 0), 0, 0
+        if extra_kv is not None and extra_indices is not None:
+            extra, extra_page, extra_row, _ = self._cache(extra_kv, "extra_k_cache")
+            extra_strides = extra_indices.stride()[:2]
+            extra_topk = extra_indices.shape[-1]
+            extra_slots = min(MAX_SLOTS, extra_kv.shape[0] * extra_kv.shape[1])
+        q_b, q_t, q_h, _ = q.stride()
+        out_b, out_t, out_h, _ = out.stride()
+        tops = lse if max_logits is None else max_logits
+        sinks = lse if sink is None else sink
+        tail = (
+            out_b // VECTOR, out_t // VECTOR, out_h // VECTOR, *lse.stride(),
+            s_q, key.h_q // key.h_kv, self.tiles, self.tiles_per_head, splits, part_rows,
+        )  # fmt: skip
+        self._main(
+            (queries * self.tiles, splits, 1), q, cache, indices,
+            indices if counts is None else counts,
+            extra, indices if extra_indices is None else extra_indices,
+            indices if extra_counts is None else extra_counts,
+            sinks, out, lse, tops, scratch, softmax_scale * LOG2E,
+            q_b // VECTOR, q_t // VECTOR, q_h // VECTOR, page, token, head, extra_page, extra_row,
+            *indices.stride()[:3], *extra_strides, indices.shape[-1], extra_topk,
+            min(MAX_SLOTS, kv.shape[0] * kv.shape[1]), extra_slots, *tail,
+        )  # fmt: skip
+        if splits > 1:
+            tile = self._combine_tile(queries)
+            grid = (queries, -(-key.h_q // tile.rows), key.d_v // tile.cols)
+            self._combine[tile](grid, scratch, sinks, out, lse, tops, *tail)
+
+
+class SparseDecodeKernel(SparseKernel):
+    def run(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        indices: Tensor,
+        softmax_scale: float,
+        out: Tensor | None,
+        lse: Tensor | None,
+        topk_length: Tensor | None = None,
+        attn_sink: Tensor | None = None,
+        extra_k_cache: Tensor | None = None,
+        extra_indices: Tensor | None = None,
+        extra_topk_length: Tensor | None = None,
+        plan: object = None,
+    ) -> tuple[Tensor, Tensor]:
+        key = self.key
+        batch = q.shape[0]
+        if not vectors(q):
+            q = q.contiguous()
+        if lse is None:
+            lse = torch.empty((batch, key.h_q, key.s_q), dtype=torch.float32, device=q.device)
+        target = out
+        if target is None or not vectors(target):
+            shape = (batch, key.s_q, key.h_q, key.d_v)
+            target = torch.empty(shape, dtype=self.dtype, device=q.device)
+        lists = indices.unsqueeze(2)
+        most = self._batch_at_once() if key.batch_invariant else batch
+        with on_device(q):
+            for a in range(0, batch, most):
+                at = slice(a, min(batch, a + most))
+                self._launch(
+                    q[at], k_cache, lists[at], _rows(topk_length, at), attn_sink,
+                    extra_k_cache, _rows(extra_indices, at), _rows(extra_topk_length, at),
+                    target[at], lse[at], None, softmax_scale,
+                )  # fmt: skip
+        if out is None:
+            return target, lse
+        if out is not target:
+            out.copy_(target)
+        return out, lse
+
+    def _batch_at_once(self) -> int:
+        splits = self.splits_for(self.key.s_q)
+        rows = self.key.s_q * splits * self.tiles * self.config.block_h
+        return max(1, INVARIANT_SCRATCH // (rows * (self.key.d_v + 2) * 4))
+
+
+class SparsePrefillKernel(SparseKernel):
+    def run(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        indices: Tensor,
+        softmax_scale: float,
+        out: Tensor | None,
+        lse: Tensor | None,
+        max_logits: Tensor | None = None,
+        topk_length: Tensor | None = None,
+        attn_sink: Tensor | None = None,
+        plan: object = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        key = self.key
+        queries = q.shape[0]
+        if not vectors(q):
+            q = q.contiguous()
+        target = out
+        if target is None or not vectors(target):
+            shape = (queries, key.h_q, key.d_v)
+            target = torch.empty(shape, dtype=self.dtype, device=q.device)
+        both = torch.empty((2, queries, key.h_q), dtype=torch.float32, device=q.device)
+        with on_device(q):
+            self._launch(
+                q.unsqueeze(1), kv.unsqueeze(1), indices.unsqueeze(1), topk_length, attn_sink,
+                None, None, None, target.unsqueeze(1), both[0].unsqueeze(2), both[1].unsqueeze(2),
+                softmax_scale,
+            )  # fmt: skip
+        if out is not None and out is not target:
+            out.copy_(target)
+        return (
+            target if out is None else out,
+            both[1] if max_logits is None else max_logits.copy_(both[1]),
+            both[0] if lse is None else lse.copy_(both[0]),
+        )
+
+
+def _rows(tensor: Tensor | None, at: slice) -> Tensor | None:
+    return None if tensor is None else tensor[at]

@@ -1,0 +1,61 @@
+"""Sparse decode and prefill under the interpreter, bf16 and FP8 caches."""
+
+from __future__ import annotations
+
+import pytest
+from calls import sparse_decode, sparse_prefill
+
+from flashmla_hub.backends.triton.config import Config
+
+LAYOUTS = ["dense", "v32", "model1"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str) -> None:
+    sparse_decode(layout=layout, h_q=12, s_q=2, counts=[40, 7])
+
+
+@pytest.mark.parametrize("layout", ["v32", "model1"])
+def test_e4m3_by_integer_operations(layout: str) -> None:
+    sparse_decode(layout=layout, arch="sm_80", h_q=8, page=16)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_second_cache_and_sink(layout: str) -> None:
+    sparse_decode(
+        layout=layout, extra=24, extra_counts=[24, 0], counts=[3, 0], sink=True, h_q=8, topk=70
+    )
+
+
+def test_one_split_and_many() -> None:
+    sparse_decode(topk=200, parts=1, sink=True)
+    sparse_decode(topk=200, parts=64, sink=True, batch=1)
+
+
+def test_batch_invariant_form() -> None:
+    sparse_decode(topk=200, invariant=True)
+
+
+def test_no_valid_entry() -> None:
+    sparse_decode(counts=[0, -4], sink=True, h_q=8)
+
+
+@pytest.mark.parametrize("layout", ["dense", "v32"])
+def test_64_rows(layout: str) -> None:
+    config = Config(64, 32, 8, 2, break_chain=True, spread=True, hardware_fp8=True)
+    sparse_decode(h_q=40, layout=layout, config=config, topk=50)
+
+
+@pytest.mark.parametrize(("d", "d_v"), [(512, 512), (320, 256)])
+def test_head_dims(d: int, d_v: int) -> None:
+    sparse_decode(dims=(d, d_v), h_q=8, dtype="float16")
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("parts", [1, 16])
+def test_prefill(parts: int, sink: bool) -> None:
+    sparse_prefill(counts=[40, 0, 9], sink=sink, parts=parts, h_q=12)
+
+
+def test_prefill_with_several_kv_heads() -> None:
+    sparse_prefill(h_kv=2, h_q=8)
