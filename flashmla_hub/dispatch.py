@@ -149,7 +149,7 @@ def resolve(
 
 def bind(backend: Backend, key: KernelKey, device: DeviceInfo) -> BoundKernel:
     """The backend's kernel for ``key``, bound once."""
-    cached = (backend.name, id(backend), key, device)
+    cached = (backend, key, device)  # the object: a name may be registered anew
 
     def make() -> BoundKernel:
         _refuse_in_capture(backend.name, device)

@@ -1,0 +1,225 @@
+"""Hostile plugins: each is quarantined or reported, and every other backend is still served."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from core_helpers import Narrow, dense
+
+import flashmla_hub as hub
+from flashmla_hub import identify, registry
+from flashmla_hub.device import DeviceInfo, DeviceProbe
+from flashmla_hub.testing import registered
+
+ROOT = Path(hub.__file__).resolve().parents[1]
+
+GOOD = """
+from flashmla_hub import hookimpl
+from flashmla_hub.backend import Backend, BackendInfo
+from flashmla_hub.capabilities import Capabilities
+FLASHMLA_HUB_PROTOCOL = 1
+
+class Good(Backend):
+    name = "NAME"
+    info = BackendInfo(summary="good")
+    def capabilities(self, device):
+        return (Capabilities(),)
+    def bind(self, key, device):
+        raise RuntimeError("never called")
+
+@hookimpl
+def flashmla_hub_backends():
+    return [Good()]
+"""
+
+HOSTILE = {
+    "raises": ("raise ValueError('broken wheel')", "broken wheel"),
+    "exits": ("import sys; sys.exit(3)", "ended with 3"),
+    "crashes": ("import os; os.abort()", "ended with -6"),
+    "hangs": ("import time; time.sleep(600)", "did not finish in 6 s"),
+    "absent": (None, "No module named"),
+    "silent": ("x = 1", "FLASHMLA_HUB_PROTOCOL is None"),
+    "old": (GOOD.replace("PROTOCOL = 1", "PROTOCOL = 0"), "plugin protocol 0, accepted 1..1"),
+    "future": (GOOD.replace("PROTOCOL = 1", "PROTOCOL = 9"), "upgrade flashmla-hub"),
+    "badhook": (GOOD.replace("backends()", "backends(query, colour)"), "bad hook"),
+    "unknownhook": (GOOD + "\n@hookimpl\ndef flashmla_hub_dance():\n    return 1\n", "bad hook"),
+    "nohook": ("FLASHMLA_HUB_PROTOCOL = 1", "no hook found"),
+    "badname": (GOOD.replace('"NAME"', '"Not A Name"'), "expected [a-z]"),
+    "takenname": (GOOD.replace('"NAME"', '"torch"'), "duplicate name"),
+    "notabackend": (GOOD.replace("[Good()]", "[object()]"), "expected a Backend"),
+    "raisinghook": (GOOD.replace("return [Good()]", "return 1 / 0"), "ZeroDivisionError"),
+    "good": (GOOD.replace("NAME", "good_one"), None),
+}
+
+
+def install(folder: Path, name: str, source: str | None, dist: str | None = None) -> None:
+    """A distribution's metadata and module, as pip would lay them out."""
+    dist = dist or f"hub-{name}"
+    info = folder / f"{dist.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[flashmla_hub.backends]\n{name} = plug_{name}\n")
+    if source is not None:
+        (folder / f"plug_{name}.py").write_text(textwrap.dedent(source))
+
+
+def statuses(folder: Path, cache: Path, **env: str) -> dict[str, tuple[str, str]]:
+    """{name: (status, reason)} as a fresh process sees them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "flashmla_hub", "backends", "--json"],
+        capture_output=True, text=True, check=False, timeout=110, cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+             "FLASHMLA_HUB_CACHE_DIR": str(cache), **env},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return {b["name"]: (b["status"], b["reason"]) for b in json.loads(done.stdout)}
+
+
+def test_each_hostile_plugin_is_quarantined_and_the_rest_is_served(tmp_path):
+    folder, cache = tmp_path / "site", tmp_path / "cache"
+    for name, (source, _) in HOSTILE.items():
+        install(folder, name, source)
+    found = statuses(folder, cache, FLASHMLA_HUB_PLUGIN_TIMEOUT="6")
+    for name, (_, reason) in HOSTILE.items():
+        if reason is not None:
+            assert found[name][0] == "quarantined", name
+            assert reason in found[name][1], (name, found[name][1])
+    assert found["good_one"][0] == "ready"
+    assert found["torch"][0] == "ready"
+
+
+def test_duplicate_entry_point_names_are_reported(tmp_path):
+    for dist in ("hub-first", "hub-second"):
+        install(tmp_path / dist, "same", GOOD.replace("NAME", "same"), dist)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    for dist in ("hub-first", "hub-second"):
+        for path in (tmp_path / dist).iterdir():
+            if not (folder / path.name).exists():
+                path.rename(folder / path.name)
+    found = json.dumps(statuses(folder, tmp_path / "cache"))
+    assert "duplicate name: 'same' is taken by hub-" in found
+
+
+def test_third_party_plugins_can_be_disabled_by_name_and_altogether(tmp_path):
+    install(tmp_path / "site", "good", GOOD.replace("NAME", "good_one"))
+    for value in ("good", "all", "other, good"):
+        found = statuses(
+            tmp_path / "site", tmp_path / "cache", FLASHMLA_HUB_DISABLE_PLUGINS=value
+        )
+        assert "good_one" not in found, value
+        assert found["good"][1] == "disabled by FLASHMLA_HUB_DISABLE_PLUGINS"
+        assert found["torch"][0] == "ready"
+
+
+def identifier(answer):
+    """A plugin with an identification rule only."""
+
+    @hub.hookimpl
+    def flashmla_hub_identify_device(probe):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if probe.type == "cpu" else None
+
+    return SimpleNamespace(flashmla_hub_identify_device=flashmla_hub_identify_device)
+
+
+def test_two_rules_that_claim_one_device_are_an_error_naming_both():
+    claim = DeviceInfo(vendor="acme", arch="", type="cpu")
+    with registered(identifier(claim), "acme_rule"), pytest.raises(
+        hub.DeviceConflictError, match="device_cpu.*acme_rule"
+    ):
+        identify.ask_rules(DeviceProbe(type="cpu"))
+
+
+@pytest.mark.parametrize("answer", [ValueError("no driver"), "a string"])
+def test_a_rule_that_raises_or_answers_nonsense_is_quarantined(answer):
+    with registered(identifier(answer), "bad_rule"):
+        assert identify.ask_rules(DeviceProbe(type="cpu")).vendor == "cpu"
+        entry = registry.state().quarantined[-1]
+        assert entry.name == "bad_rule"
+        assert "identify" in entry.reason
+    assert all(q.name != "bad_rule" for q in registry.state().quarantined)
+
+
+def test_an_unknown_device_is_said_to_be_unknown_with_what_was_seen():
+    fake = SimpleNamespace(version=SimpleNamespace(cuda="12.4"))
+    found = identify.ask_rules(DeviceProbe(type="warp", torch=fake))
+    assert found.vendor == "unknown"
+    assert "type=warp" in found.rule
+    assert "torch.version.cuda=12.4" in found.rule
+
+
+class RaisesInBind(Narrow):
+    def bind(self, key, device):
+        raise OSError("driver went away")
+
+
+def test_raising_in_bind_quarantines_and_the_next_backend_serves():
+    with registered(RaisesInBind("broken", rank=99)):
+        out, _ = hub.flash_mla_with_kvcache(**dense())
+        assert out.isfinite().all()
+        status = {b.name: b for b in hub.backends()}["broken"]
+        assert status.status == "quarantined"
+        assert "bind raised OSError: driver went away" in status.reason
+        with pytest.raises(hub.PluginError, match="driver went away"):
+            hub.flash_mla_with_kvcache(**dense(), backend="broken")
+
+
+def test_raising_in_bind_under_an_explicit_choice_never_falls_back():
+    with registered(RaisesInBind("broken", rank=99)), pytest.raises(
+        hub.PluginError, match="driver went away"
+    ):
+        hub.flash_mla_with_kvcache(**dense(), backend="broken")
+
+
+class Liar(Narrow):
+    def bind(self, key, device):
+        raise hub.NotSupportedError(self.name, "h_q", key.h_q, "16")
+
+
+def test_refusing_what_it_claims_is_reported_and_the_next_backend_serves():
+    with registered(Liar("liar", rank=99)):
+        hub.flash_mla_with_kvcache(**dense(seed=5))
+        with pytest.raises(hub.NotSupportedError, match="liar"):
+            hub.flash_mla_with_kvcache(**dense(seed=5), backend="liar")
+
+
+@pytest.mark.parametrize("declared", [None, ("nonsense",), 7])
+def test_a_declaration_of_nonsense_is_quarantined(declared):
+    class Nonsense(Narrow):
+        def capabilities(self, device):
+            return declared
+
+    with registered(Nonsense("nonsense")):
+        assert hub.explain(hub.KernelKey()).selected == "torch"
+        assert {b.name: b.status for b in hub.backends()}["nonsense"] == "quarantined"
+
+
+def test_bind_must_return_a_bound_kernel():
+    class Wrong(Narrow):
+        def bind(self, key, device):
+            return lambda: None
+
+    with registered(Wrong("wrong")), pytest.raises(hub.PluginError, match="expected a BoundKernel"):
+        hub.flash_mla_with_kvcache(**dense(), backend="wrong")
+
+
+def test_the_installed_entry_points_are_the_table_of_builtins():
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    from flashmla_hub.backends import BUILTINS
+
+    try:
+        found = distribution("flashmla-hub").entry_points
+    except PackageNotFoundError:
+        pytest.skip("runs from a checkout that is not installed: there are no entry points")
+    ours = {ep.name: ep.value for ep in found if ep.group == "flashmla_hub.backends"}
+    assert ours == BUILTINS
