@@ -163,22 +163,22 @@ def test_names_decide_not_sizes() -> None:
     for name in ("v32_no_rope", "v41", "v41_fp4"):
         with pytest.raises(NotSupportedError, match=name):
             kv_format.get(name)
-    with pytest.raises(InvalidRequestError, match="v99.*v32"):
+    with pytest.raises(InvalidRequestError, match=r"v99.*v32"):
         kv_format.get("v99")
 
 
 def test_wrong_arguments_are_named() -> None:
     k = representable("v32", 1, 2)
     cache = kv_format.quantize(k, "v32")
-    with pytest.raises(InvalidRequestError, match="^k: "):
+    with pytest.raises(InvalidRequestError, match=r"^k: "):
         kv_format.quantize(k[..., :512], "v32")
     with pytest.raises(InvalidRequestError, match="584"):
         kv_format.dequantize(cache, "model1")
     with pytest.raises(InvalidRequestError, match="layout="):
         kv_format.append(cache, k.view(2, -1), torch.arange(2))
-    with pytest.raises(InvalidRequestError, match="^rows: "):
+    with pytest.raises(InvalidRequestError, match=r"^rows: "):
         kv_format.append(cache, k.view(2, -1), torch.arange(3), layout="v32")
-    with pytest.raises(InvalidRequestError, match="^slots: "):
+    with pytest.raises(InvalidRequestError, match=r"^slots: "):
         kv_format.append(cache, k.view(2, -1), torch.arange(2.0), layout="v32")
     spread = torch.empty(1, 4, 1, 584, dtype=torch.uint8)[:, ::2]
     with pytest.raises(InvalidRequestError, match="side by side"):

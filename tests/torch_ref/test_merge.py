@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
+import oracle
 import pytest
 import torch
 from torch_calls import expect_dense, run_dense
 from torch_cases import Case, dense_inputs
 
-import oracle
 from flashmla_hub.errors import InvalidRequestError
 from flashmla_hub.merge import merge_states
 

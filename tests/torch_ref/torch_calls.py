@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 import oracle
+from torch import Tensor
+from torch_cases import Case
+
 from flashmla_hub.backends.torch_ref.plugin import TorchBackend
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
-from torch_cases import Case
 
 CPU = DeviceInfo("cpu", "x86_64", "cpu")
 

@@ -1,0 +1,1 @@
+"""Examples to lift code from; installed as ``flashmla_hub.examples``."""

@@ -1,0 +1,155 @@
+"""``flashmla-hub demo``: a DeepSeek-V3 model decoded twice, by transformers and through the hub."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from flashmla_hub.checks import DTYPE_NAMES
+from flashmla_hub.decision import Decision
+from flashmla_hub.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from flashmla_hub.examples.deepseek_model import Comparison
+
+HELP = "decode a DeepSeek-V3 model through the hub and compare with transformers"
+EPILOG = """\
+Builds a model of DeepSeek-V3's architecture with Hugging Face transformers (seeded random
+weights, MLA's real head dims 512 + 64, few layers, a small vocabulary) and generates greedily,
+once with transformers' own attention and once with every layer's attention going through the
+hub: absorbed projections, paged latent cache with shuffled pages, prompts of different lengths.
+The layer is flashmla_hub/examples/deepseek_decode.py, there to be lifted.
+
+examples:
+  flashmla-hub demo
+  flashmla-hub demo --device cuda --dtype bfloat16 --tokens 128
+
+exit codes: 0 both agree, 1 they do not, 2 wrong use. In float32 they agree when all tokens are
+equal; in other dtypes when the logits stay close up to the first token that differs.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="cpu", help="torch device, for instance cuda (%(default)s)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(DTYPE_NAMES.values()),
+        help="default: float32 on the CPU, else bfloat16",
+    )
+    parser.add_argument(
+        "--backend", help="use this backend, never another (default: the hub's choice)"
+    )
+    for name, value, text in (
+        ("batch", 3, "prompts in the batch, each of another length"),
+        ("tokens", 32, "tokens to generate for each"),
+        ("heads", 16, "query heads of the model"),
+        ("layers", 3, "layers of the model"),
+        ("seed", 0, "seed of weights and prompts"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=value, metavar="N", help=f"{text} (%(default)s)"
+        )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    for name in ("batch", "tokens", "heads", "layers"):
+        if getattr(args, name) < 1:
+            raise InvalidRequestError(f"--{name}", getattr(args, name), ">= 1")
+    _check_device(args.device)
+    try:
+        from flashmla_hub.examples import deepseek_model
+    except ModuleNotFoundError as error:
+        wanted = "transformers, for instance by pip install 'flashmla-hub[demo]'"
+        raise InvalidRequestError("installed packages", str(error), wanted) from error
+
+    dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    console = Console(stderr=True)
+    console.print(f"Building a model of {args.layers} layers, {args.heads} heads, {dtype} ...")
+    setup = deepseek_model.build(
+        device=args.device,
+        dtype=dtype,
+        batch=args.batch,
+        tokens=args.tokens,
+        heads=args.heads,
+        layers=args.layers,
+        seed=args.seed,
+    )
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("transformers' own attention", total=args.tokens)
+        stock = deepseek_model.generate_stock(setup, lambda: progress.advance(task))
+        hub_task = progress.add_task("attention through flashmla_hub", total=args.tokens)
+        hub = deepseek_model.generate_hub(setup, lambda: progress.advance(hub_task), args.backend)
+    comparison = deepseek_model.compare(setup, stock, hub)
+    if args.json:
+        print(json.dumps(comparison.to_json(), indent=2))
+    else:
+        show(comparison, Console())
+    return 0 if comparison.agree else 1
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    stock, hub = comparison.stock, comparison.hub
+    table = Table("prompt", "run", "greedy tokens")
+    for length, expected, got in zip(
+        comparison.prompt_lengths, stock.tokens.tolist(), hub.tokens.tolist(), strict=True
+    ):
+        table.add_row(f"{length} tokens", "transformers", " ".join(map(str, expected)))
+        marked = (str(b) if a == b else f"[red]{b}[/]" for a, b in zip(expected, got, strict=True))
+        table.add_row("", "flashmla_hub", " ".join(marked), end_section=True)
+    console.print(table)
+    verdict = "[green]equal[/]" if comparison.same_tokens else "[yellow]different[/]"
+    if not comparison.agree:
+        verdict = "[bold red]the two runs do not agree[/]"
+    console.print(f"tokens                    {verdict}")
+    console.print(
+        f"largest logit difference  {comparison.logit_difference:.3g}"
+        f"  (standard deviation of the logits {comparison.logit_spread:.3g}, {comparison.dtype})",
+        highlight=False,
+    )
+    console.print(f"transformers              {stock.tokens_per_second:.1f} tokens/s")
+    console.print(f"flashmla_hub              {hub.tokens_per_second:.1f} tokens/s")
+    if hub.decision is not None:
+        console.print()
+        _show_decision(hub.decision, console)
+
+
+def _show_decision(decision: Decision, console: Console) -> None:
+    """Who serves the decode steps, and each other backend's first reason."""
+    console.print(
+        f"[bold]{decision.selected}[/] serves the decode steps on {decision.device}: "
+        f"{decision.why}",
+        highlight=False,
+    )
+    table = Table("backend", "rank", box=None)
+    table.add_column("why not, or at what cost", no_wrap=True, overflow="ellipsis")
+    for candidate in decision.candidates:
+        remarks = [*candidate.reasons, *(f"rewrite {r}" for r in candidate.rewrites)]
+        more = f" (+{len(remarks) - 1} more)" if len(remarks) > 1 else ""
+        rank = str(candidate.rank) if candidate.accepted else "-"
+        remark = Text((remarks[0] + more) if remarks else "")
+        table.add_row(candidate.backend, rank, remark)
+    console.print(table)
+    console.print("[dim]all reasons: flashmla-hub explain[/]", highlight=False)
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InvalidRequestError(
+            "--device",
+            f"{name!r} ({first_line})",
+            "a device of this machine; see flashmla-hub devices",
+        ) from error
