@@ -9,10 +9,12 @@ metadata and files and imports nothing.
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -34,11 +36,26 @@ _hidden: dict[str, ModuleType] = {}
 
 
 def distributions(name: str) -> list[Distribution]:
-    """Every installed distribution called ``name``, in the order of ``sys.path``."""
+    """Every installed distribution called ``name``, in the order of ``sys.path``.
+
+    The search is repeated when ``sys.path`` or one of its folders has changed.
+    """
+    return list(_distributions(name, tuple((path, _changed(path)) for path in sys.path)))
+
+
+def _changed(path: str) -> int:
+    try:
+        return os.stat(path or ".").st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=64)
+def _distributions(name: str, places: tuple[tuple[str, int], ...]) -> tuple[Distribution, ...]:
     found: dict[Path, Distribution] = {}
     for distribution in importlib.metadata.distributions(name=name):
         found.setdefault(root(distribution), distribution)
-    return list(found.values())
+    return tuple(found.values())
 
 
 def root(distribution: Distribution) -> Path:

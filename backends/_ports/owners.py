@@ -7,6 +7,7 @@ rule asks for a positive sign, and no two rules take the same distribution.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,8 +93,9 @@ OWNERS = (
 )
 
 
+@functools.lru_cache(maxsize=64)
 def facts(distribution: Distribution) -> Facts:
-    """Read from metadata and the list of files; imports nothing."""
+    """Read once from metadata and the list of files; imports nothing."""
     needs = (re.match(r"[\w.-]+", need) for need in distribution.requires or ())
     return Facts(
         name=_canonical(distribution.metadata["Name"] or ""),
