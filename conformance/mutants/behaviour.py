@@ -88,7 +88,7 @@ class SyncsHost(HonestKernel):
 
 class PrintsPython(HonestKernel):
     def run(self, *args: Any) -> Any:
-        print("[port] launching with", self.key.h_q, "heads")  # noqa: T201 - the mistake
+        print("[port] launching with", self.key.h_q, "heads")
         return super().run(*args)
 
 

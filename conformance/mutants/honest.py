@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel
 from flashmla_hub.capabilities import ANY, Capabilities, unsupported_reasons
+from flashmla_hub.conformance.mutants import formats
 from flashmla_hub.conformance.mutants.formats import read_tokens
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import NotSupportedError
@@ -149,8 +150,8 @@ class HonestKernel(BoundKernel):
     def visible(self, length: Tensor, keys: int) -> Tensor:
         """(s_q, keys) bool: which keys each query of the row sees."""
         j, t = torch.arange(keys), torch.arange(self.key.s_q)[:, None]
-        limit = length - self.key.s_q + t if self.key.causal else length - 1
-        return (j <= limit) & (j < length)
+        last = length - self.key.s_q + t if self.key.causal else length - 1 + 0 * t
+        return (j <= last) & (j < length)
 
     def gather(self, cache: Tensor, pages: Tensor) -> Tensor:
         """(pages * page_block_size, h_kv, d_qk)"""
@@ -311,6 +312,9 @@ class HonestBackend(Backend):
 
     def capabilities(self, device: DeviceInfo) -> tuple[Capabilities, ...]:
         return self.declares
+
+    def files(self) -> tuple[str, ...]:
+        return (__file__, formats.__file__)
 
     def bind(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
         reasons = unsupported_reasons(self.declares, key, device)

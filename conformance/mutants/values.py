@@ -125,22 +125,20 @@ class HeadsOver64(HonestKernel):
 
 
 class SplitLost(HonestKernel):
-    """The first split's partial result never reaches the combine step."""
+    """The second split's partial result never reaches the combine step."""
 
     def combine(self, parts: Parts) -> tuple[Tensor, Tensor, Tensor]:
-        if len(parts) > 2:  # parts[0] is the neutral element
-            parts = [parts[0], *parts[2:]]
-        return super().combine(parts)
+        return super().combine([*parts[:2], *parts[3:]])  # parts[0] is the neutral element
 
 
 class LastSplitWrong(HonestKernel):
-    """The last of several splits counts half."""
+    """The last of several splits is written after the combine step has read it."""
 
     def combine(self, parts: Parts) -> tuple[Tensor, Tensor, Tensor]:
         used = torch.stack([total > 0 for _, total, _ in parts])
         order = used.long().cumsum(dim=0)
         last = used & (order == order[-1]) & (order > 1)
-        factor = torch.where(last, 0.5, 1.0)
+        factor = torch.where(last, 0.0, 1.0)
         parts = [(o * f, n * f, t) for (o, n, t), f in zip(parts, factor, strict=True)]
         return super().combine(parts)
 

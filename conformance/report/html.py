@@ -83,6 +83,7 @@ def render(run: RunResult, statement: Mapping[str, Any]) -> str:
         device={**NO_DEVICE, **run.meta.device},
         evidence=statement["predicate"]["flashmla_hub"],
         pairs=list(zip(run.cases, run.results, strict=True)),
+        short=" ".join(word for word in run.badge.split()[1:] if not word.startswith("+")),
         findings=findings(run),
         bad=sum(result.outcome.bad for result in run.results),
         counts=[(o, WORDS[o], counts[o]) for o in Outcome if counts[o]],

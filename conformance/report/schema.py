@@ -177,9 +177,9 @@ class Predicate:
 
     result: str  # PASSED, WARNED or FAILED
     configuration: tuple[Resource, ...]
-    passedTests: tuple[str, ...]  # noqa: N815
-    warnedTests: tuple[str, ...]  # noqa: N815
-    failedTests: tuple[str, ...]  # noqa: N815
+    passedTests: tuple[str, ...]
+    warnedTests: tuple[str, ...]
+    failedTests: tuple[str, ...]
     flashmla_hub: Evidence
 
 
@@ -189,7 +189,7 @@ class Statement:
 
     _type: str
     subject: tuple[Resource, ...]
-    predicateType: str  # noqa: N815
+    predicateType: str
     predicate: Predicate
 
 

@@ -1,0 +1,136 @@
+"""The mutants: what each does wrong, who has to notice at the latest, and what should be said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from flashmla_hub.backend import Backend
+from flashmla_hub.conformance.mutants import behaviour, memory, values
+from flashmla_hub.conformance.mutants.honest import HonestBackend, HonestKernel
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``clauses``: the cases of these are run, up to ``level``, the lowest that should catch it.
+
+    ``says``: texts of which the verdict (diagnosis and reason) holds one when it is diagnosed
+    right. ``optional``: the optional group that is needed to see it, '' for none.
+    """
+
+    name: str
+    clauses: tuple[str, ...]
+    level: str
+    says: tuple[str, ...]
+    make: Callable[[], Backend]
+    optional: str = ""
+
+
+def _backend(cls: type[HonestBackend], name: str) -> Backend:
+    backend = cls()
+    backend.name = name
+    return backend
+
+
+def _kernel(kernel: type[HonestKernel], name: str) -> Backend:
+    return _backend(type(f"{kernel.__name__}Backend", (HonestBackend,), {"kernel": kernel}), name)
+
+
+def _mutants() -> tuple[Mutant, ...]:
+    found: list[Mutant] = []
+
+    def wrong(
+        what: type, clauses: str, level: str, *says: str, optional: str = ""
+    ) -> None:  # fmt: skip
+        name = "mutant_" + "".join(f"_{c.lower()}" if c.isupper() else c for c in what.__name__)
+        name = name.replace("__", "_")
+        make = partial(_kernel if issubclass(what, HonestKernel) else _backend, what, name)
+        found.append(Mutant(name, tuple(clauses.split()), level, says, make, optional))
+
+    wrong(values.LseBase2, "C1.8", "L1", "LSE in base 2")
+    wrong(values.LseUnscaled, "C1.8", "L1", "LSE without the scale")
+    wrong(values.LseNegated, "C1.8", "L1", "LSE negated")
+    wrong(values.LseTransposed, "C1.8", "L2", "LSE transposed")
+    wrong(values.LseHalfPrecision, "C1.8", "L1", "LSE in half precision")
+    wrong(values.ScaleIgnored, "C1.6", "L1", "softmax_scale ignored")
+    wrong(values.ScaleTwice, "C1.6", "L1", "softmax_scale applied twice")
+    wrong(values.ScaleOff5Percent, "C1.6", "L1", "softmax_scale off")
+    wrong(values.ScaleDefaultOnly, "C1.6", "L1", "softmax_scale ignored")
+    wrong(values.CausalTopLeft, "C1.7", "L2", "causal mask top-left aligned")
+    wrong(values.CausalIgnored, "C1.7", "L2", "causal mask ignored")
+    wrong(values.CausalOffByOne, "C1.7", "L2", "mask off by one")
+    wrong(values.LastTokenDropped, "C1.7", "L1", "last token dropped")
+    wrong(values.VLastColumns, "C1.2", "L1", "V taken from the last columns of K")
+    wrong(values.RopeIgnored, "C1.2", "L1", "rope part ignored")
+    wrong(values.HeadsInterleaved, "C1.6", "L4", "query heads grouped interleaved",
+          optional="h_kv > 1")  # fmt: skip
+    wrong(values.HeadsOver64, "C1.1", "L1", "heads past 64 wrong")
+    wrong(values.SplitLost, "C1.12", "L1", "one split's weight lost")
+    wrong(values.LastSplitWrong, "C1.12", "L1", "one split's weight lost")
+    wrong(values.SplitsUnweighted, "C1.12", "L1", "splits merged without their weights")
+    wrong(values.NoMaximum, "C1.12", "L2", "exp without the maximum taken off")
+    wrong(values.Fp16Logits, "C1.12", "L2", "fp16 overflow")
+    wrong(values.Bf16Logits, "C1.12", "L2", "logits rounded to half precision")
+    wrong(values.Fp8Weights, "C1.12", "L1", "low precision")
+    wrong(values.Tf32, "C1.12", "L4", "inputs rounded to tf32 or bf16", optional="fp32")
+    wrong(values.EmptyNan, "C1.10", "L2", "empty row gives NaN")
+    wrong(values.EmptyMinusInf, "C1.10", "L2", "empty row's LSE is -inf")
+    wrong(values.EmptyZero, "C1.10", "L2", "empty row's LSE is 0")
+    wrong(values.Unwritten, "C1.9 C1.10", "L2", "output not written")
+    wrong(values.OddHeadsUnwritten, "C1.9 C1.1", "L2", "output not written")
+
+    wrong(memory.LastPartialPageDropped, "C1.3", "L1", "last partial page dropped")
+    wrong(memory.ReadsPastLength, "C1.5", "L2", "reads past the length")
+    wrong(memory.PageBoundary, "C1.3", "L1", "last token dropped")
+    wrong(memory.LastPageOfOneRow, "C1.3", "L1", "last page dropped")
+    wrong(memory.PageOrderIgnored, "C1.3", "L1", "page order ignored")
+    wrong(memory.SharedPages, "C1.3", "L2", "shared pages")
+    wrong(memory.TableTailUsed, "C1.3", "L2", "block table")
+    wrong(memory.ZeroTimesNan, "C1.5", "L2", "0 * NaN formed")
+    wrong(memory.NegativeLengthHuge, "C1.15", "L2", "negative length")
+    wrong(memory.WrapsAt31Bits, "C1.14", "L3", "offsets wrapped at 2^31 elements")
+    wrong(memory.WrapsAt4GiB, "C1.14", "L3", "offsets wrapped at 2^32 bytes",
+          "offsets wrapped at 2^31 elements")  # fmt: skip
+    wrong(memory.SignedOverflow, "C1.14", "L3", "offsets wrapped at 2^31 elements")
+    wrong(memory.PageStrideIgnored, "C1.2", "L2", "strides of the cache ignored")
+    wrong(memory.TokenStrideIgnored, "C1.2", "L2", "strides of the cache ignored")
+    wrong(memory.QueryStrideIgnored, "C1.1", "L2", "strides of q ignored")
+    wrong(memory.DuplicatesMerged, "C4.1", "L4", "duplicate topk entries merged")
+    wrong(memory.MinusOneIsSlot0, "C4.1", "L4", "index -1 read as slot 0")
+    wrong(memory.OnlyMinusOneInvalid, "C4.1", "L4", "indices past the cache read")
+    wrong(memory.TopkLengthIgnored, "C4.1", "L4", "topk_length ignored")
+    wrong(memory.ExtraIgnored, "C4.1a", "L4", "extra cache ignored")
+    wrong(memory.SinkIgnored, "C4.2", "L4", "attn_sink ignored")
+    wrong(memory.SinkInLse, "C4.2", "L4", "attn_sink folded into LSE")
+    wrong(memory.ScalesIgnored, "C3.2", "L4", "FP8 scales ignored")
+    wrong(memory.MaxLogitsUnscaled, "C4.3", "L4", "max_logits")
+
+    wrong(behaviour.Nondeterministic, "C1.13", "L2", "bitwise")
+    wrong(behaviour.BatchVariant, "C1.13", "L4", "batch", optional="batch_invariant")
+    wrong(behaviour.WritesQuery, "C1.11", "L1", "q")
+    wrong(behaviour.WritesTable, "C1.11", "L2", "block_table")
+    wrong(behaviour.WritesCache, "C1.11", "L2", "k_cache")
+    wrong(behaviour.PrintsPython, "C5.3", "L1", "stdout")
+    wrong(behaviour.PrintsNative, "C5.3", "L1", "stdout")
+    wrong(behaviour.ReturnsInputView, "C1.8", "L1", "input")
+    wrong(behaviour.OutIgnored, "C1.8", "L1", "out=")
+    wrong(behaviour.Float32Out, "C1.8", "L1", "dtype")
+    wrong(behaviour.StaleLengths, "C2.3", "L1", "lengths")
+    wrong(behaviour.OtherCallsPlan, "C2.2 C2.3", "L1", "lengths", "another call")
+    wrong(behaviour.Leaks, "C5.3", "L3", "memory")
+    wrong(behaviour.Exits, "C5.3", "L2", "SystemExit")
+    wrong(behaviour.AcceptsUnclaimed, "C5.2", "L1", "accepts what it does not claim")
+    wrong(behaviour.AcceptsOtherPages, "C5.2", "L1", "accepts what it does not claim")
+    wrong(behaviour.RefusesWithValueError, "C5.1 C5.2", "L1", "ValueError")
+    wrong(behaviour.RefusesWithAssert, "C5.1 C5.2", "L1", "AssertionError")
+    wrong(behaviour.WritesThenRefuses, "C5.1 C5.2", "L1", "wrote")
+    wrong(behaviour.RefusesClaimedHeads, "C5.2", "L1", "refuses what it claims")
+    wrong(behaviour.RefusesClaimedQueries, "C5.2", "L2", "refuses what it claims")
+    wrong(behaviour.RefusesClaimedPages, "C5.2", "L4", "refuses what it claims",
+          optional="page sizes")  # fmt: skip
+    wrong(behaviour.RaisesOnClaimed, "C5.2 C1.1", "L2", "RuntimeError")
+    return tuple(found)
+
+
+MUTANTS = _mutants()

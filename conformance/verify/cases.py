@@ -1,0 +1,76 @@
+"""Each result against the frozen question it answers, and the set of them against the lists."""
+
+from __future__ import annotations
+
+from flashmla_hub.conformance import mustpass
+from flashmla_hub.conformance.cases import all_cases
+from flashmla_hub.conformance.model import LEVELS, VALUES, Case, Metrics, Outcome
+from flashmla_hub.conformance.report import schema
+from flashmla_hub.conformance.tolerance import COS_TENSOR, COS_VECTOR
+from flashmla_hub.conformance.verify.finding import Verification
+
+
+def check(evidence: schema.Evidence, result: Verification) -> dict[str, Case]:
+    """The kit's case of every result that answers one, by id."""
+    frozen = {case.id: case for case in all_cases()}
+    known: dict[str, Case] = {}
+    for got in evidence.results:
+        if got.id in known:
+            result.add("duplicate_case", got.id, "two results")
+            continue
+        case = frozen.get(got.id)
+        if case is None:
+            result.add("unknown_case", got.id, "the kit asks no such question")
+            continue
+        known[got.id] = case
+        if got.case_digest != case.digest():
+            result.add("case_digest", got.id, f"{got.case_digest}, expected {case.digest()}")
+        if got.clauses != case.clauses:
+            result.add("clauses", got.id, f"{got.clauses}, expected {case.clauses}")
+        _outcome(case, got, evidence, result)
+    asked = evidence.run.level
+    if asked not in LEVELS:
+        result.add("level", "run.level", f"{asked!r}, expected one of {', '.join(LEVELS)}")
+    elif not evidence.run.selected:
+        listed = mustpass.load(asked)
+        for id in listed:
+            if id not in known:
+                result.add("missing_case", id, f"in the frozen list of {asked}, no result")
+        for id in known:
+            if id not in listed:
+                result.add("unknown_case", id, f"not in the frozen list of {asked}")
+    return known
+
+
+def _outcome(
+    case: Case, got: schema.CaseEvidence, evidence: schema.Evidence, result: Verification
+) -> None:
+    """Contradictions between an outcome and the rest of the case."""
+    if got.outcome is Outcome.PASSED:
+        if got.diagnosis or got.clause:
+            result.add("outcome", got.id, f"passed, with the finding {got.diagnosis or got.clause}")
+        if case.check == VALUES and got.metrics is None:
+            result.add("metrics", got.id, "passed without measured errors")
+        if got.metrics is not None and (why := beyond(got.metrics)):
+            result.add("metrics", got.id, f"passed with {why}")
+    if got.outcome is Outcome.REFUSED_OK and case.check == VALUES:
+        result.add("outcome", got.id, "refused_ok, and the case asks for values")
+    if got.outcome is Outcome.KNOWN_FAILURE and got.id not in evidence.known_failures:
+        result.add("outcome", got.id, "known_failure, and no known failure names it")
+
+
+def beyond(metrics: Metrics) -> str:
+    """What in the metrics forbids a pass, '' if nothing."""
+    limits = {
+        "out_ratio": 1.0,
+        "lse_ratio": 1.0,
+        "cos": COS_VECTOR,
+        "cos_tensor": COS_TENSOR,
+        "inf_mismatch": 0,
+        "bad_elements": 0,
+    }
+    for name, limit in limits.items():
+        value = getattr(metrics, name)
+        if not value <= limit:  # nan too
+            return f"{name} {value:.6g}, above {limit:g}"
+    return ""

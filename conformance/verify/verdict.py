@@ -1,0 +1,81 @@
+"""Level, badge, totals and in-toto lists, worked out from the outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flashmla_hub.conformance import levels
+from flashmla_hub.conformance.model import Case, RunMeta
+from flashmla_hub.conformance.report import schema
+from flashmla_hub.conformance.report.evidence import mustpass_lists, test_lists, totals
+from flashmla_hub.conformance.verify.finding import Verification
+
+
+def check(statement: schema.Statement, known: Mapping[str, Case], result: Verification) -> None:
+    """``known``: the kit's case of every result that answers one."""
+    evidence = statement.predicate.flashmla_hub
+    counted = totals(evidence.results)
+    if dict(evidence.totals) != counted:
+        result.add("totals", "totals", f"{dict(evidence.totals)}, expected {counted}")
+    _test_lists(statement, result)
+    lists = mustpass_lists(evidence.contract_version)
+    if evidence.mustpass != lists:
+        expected = {item.file: item.sha256[:16] for item in lists}
+        got = {item.file: item.sha256[:16] for item in evidence.mustpass}
+        result.add("mustpass", "mustpass", f"{got}, expected {expected}")
+    for item in evidence.mustpass:
+        resource = schema.Resource(name=f"mustpass/{item.file}", digest={"sha256": item.sha256})
+        if resource not in statement.predicate.configuration:
+            result.add("mustpass", "configuration", f"does not name {item.file} {item.sha256}")
+    if (evidence.run.selected or evidence.run.seed) and evidence.verdict.level:
+        result.add(
+            "other_inputs",
+            "verdict.level",
+            f"{evidence.verdict.level} with -k {evidence.run.selected!r} and seed "
+            f"{evidence.run.seed}",
+        )
+    _levels(evidence, known, result)
+
+
+def _test_lists(statement: schema.Statement, result: Verification) -> None:
+    predicate = statement.predicate
+    expected = test_lists(predicate.flashmla_hub.results, predicate.flashmla_hub.verdict.level)
+    for name, value in expected.items():
+        if getattr(predicate, name) != value:
+            wrong = set(getattr(predicate, name)) ^ set(value)
+            shown = getattr(predicate, name) if name == "result" else sorted(wrong)[:3]
+            result.add("test_lists", name, f"differs from the outcomes: {shown}")
+
+
+def _levels(
+    evidence: schema.Evidence, known: Mapping[str, Case], result: Verification
+) -> None:  # fmt: skip
+    answered = [got for got in evidence.results if got.id in known]
+    meta = RunMeta(
+        contract_version=evidence.contract_version,
+        kit_version=evidence.kit.version,
+        generator_version=evidence.kit.generator_version,
+        backend=evidence.backend.name,
+        level=evidence.run.level,
+        selected=evidence.run.selected,
+        seed=evidence.run.seed,
+        device=evidence.device,
+        claims=evidence.claims,
+    )
+    run = levels.finish(meta, [known[got.id] for got in answered], answered)
+    verdict = evidence.verdict
+    if verdict.level != run.level:
+        why = next((item.why_not for item in run.levels if not item.reached), "")
+        result.add("level", "verdict.level",
+                   f"{verdict.level or 'none'}, the cases give {run.level or 'none'} ({why})")  # fmt: skip
+    for got, want in zip(verdict.levels, run.levels, strict=False):
+        if got != want:
+            result.add("level", f"verdict.levels {want.level}", f"{got}, expected {want}")
+    if len(verdict.levels) != len(run.levels):
+        result.add("level", "verdict.levels", f"{len(verdict.levels)}, not {len(run.levels)}")
+    if (verdict.badge, verdict.extras) != (run.badge, run.extras):
+        result.add(
+            "badge",
+            "verdict.badge",
+            f"{verdict.badge!r} {verdict.extras}, expected {run.badge!r} {run.extras}",
+        )
