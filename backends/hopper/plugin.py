@@ -110,10 +110,12 @@ class HopperBackend(Backend):
         # Tensor maps step over KV heads in multiples of 64 elements, which a free token stride
         # does not promise.
         odd_heads = key.h_kv > 1 and key.kv_strides == TOKEN_STRIDED
+        page = key.page_block_size
+        boxes = page % 64 == 0 and page & (page - 1) == 0  # 64 times a power of two
         variant = Variant(
             fp16=key.dtype == "float16",
             d_qk=key.d_qk,
-            gathered=key.page_block_size % 64 != 0 or odd_heads,
+            gathered=odd_heads or not boxes,
             batch_invariant=key.batch_invariant,
         )
         with runtime.guard(device.index):
@@ -172,7 +174,7 @@ class HopperBackend(Backend):
             return
         for variant in all_variants():
             yield BuildItem(
-                name=" + ".join((variant.decode.name, variant.combine.name)),
+                name=variant.decode.name,
                 key=KernelKey(
                     dtype="float16" if variant.fp16 else "bfloat16",
                     d_qk=variant.d_qk,

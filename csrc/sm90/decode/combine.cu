@@ -22,15 +22,17 @@ struct Fragments {
   }
 };
 
+// A row of a slot. Rows past a tile's last live one are merged like any other (their slots hold
+// whatever was there) and not stored: where a row belongs is worked out while its loads fly.
 struct CombineRow {
-  bool exists;
   Tile tile;
   int row;
 
-  FMH_DEVICE CombineRow(const DenseDecodeParams& p, int slot_row) : tile(p, slot_row / p.tile_rows) {
+  FMH_DEVICE CombineRow(const DenseDecodeParams& p, int slot_row)
+      : tile(p, small_quotient(slot_row, p.tile_rows)) {
     row = slot_row - tile.lane * p.tile_rows;
-    exists = slot_row < p.lanes * p.tile_rows && row < tile.live;
   }
+  FMH_DEVICE bool exists() const { return row < tile.live; }
 };
 
 FMH_DEVICE float4 load4(const float* p) { return __ldcg((const float4*)p); }
@@ -68,8 +70,7 @@ FMH_DEVICE void store_lse(const DenseDecodeParams& p, const RowPlace& place, int
 FMH_DEVICE void combine_few(const DenseDecodeParams& p, const Fragments& f, int unit) {
   const int thread = threadIdx.x, lane = thread & 31;
   const int slot_row = unit * 2 + (thread >> 7), column = (thread & 127) * 4;
-  const CombineRow r(p, slot_row);
-  if (!r.exists) return;
+  if (slot_row >= p.lanes * p.tile_rows) return;
   const float2 ml = load_max_sum(p, f, lane, slot_row);
   const float4 zero = make_float4(0, 0, 0, 0);
   float4 x[8], total = zero;
@@ -93,6 +94,8 @@ FMH_DEVICE void combine_few(const DenseDecodeParams& p, const Fragments& f, int 
                  : zero;
     }
   }
+  const CombineRow r(p, slot_row);
+  if (!r.exists()) return;
   const float inverse = sum > 0 ? 1.f / sum : 0.f;
   const RowPlace place(p, r.tile, r.row);
   *(uint2*)(place.out(p, f.request) + column) = make_uint2(
@@ -130,7 +133,6 @@ FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int
   const int thread = threadIdx.x, lane = thread & 31;
   const int slot_row = unit >> 3, slice = unit & 7;
   const int group = thread >> 4, column = slice * 64 + (thread & 15) * 4;
-  if (!CombineRow(p, slot_row).exists) return;
   constexpr int kLanesRounds = (kMany + 31) / 32;
   float2 ml[kLanesRounds];
   float maximum = kNoMax;
@@ -163,8 +165,8 @@ FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int
   }
   shared[thread] = total;
   __syncthreads();
-  if (thread < 32) {
-    const CombineRow r(p, slot_row);
+  const CombineRow r(p, slot_row);
+  if (thread < 32 && r.exists()) {
     const RowPlace place(p, r.tile, r.row);
     const float inverse = sum > 0 ? 1.f / sum : 0.f;
     const float* columns = (const float*)shared;

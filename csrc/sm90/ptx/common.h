@@ -18,14 +18,20 @@ constexpr u32 kAllLanes = 0xffffffffu;
 
 FMH_DEVICE float infinity() { return __int_as_float(0x7f800000); }
 
-// Nothing moves across it: bounds how many values the compiler keeps in flight.
-FMH_DEVICE void schedule_fence() { asm volatile("" ::: "memory"); }
-
 FMH_DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 // A value all lanes of the warp hold, put into a uniform register: the compiler then emits one
 // branch instead of divergent copies of what follows (half the code of the main loop).
 FMH_DEVICE int uniform(int x) { return (int)__reduce_or_sync(kAllLanes, (unsigned)x); }
+
+// a / b for 0 <= a < 2^20, b >= 1, exact: the quotient of a + 0.5 stays 0.5 / b away from every
+// integer, which the error of the approximate division cannot reach. A fifth of the instructions
+// of an integer division, on paths that run once with cold caches.
+FMH_DEVICE int small_quotient(int a, int b) {
+  float q;
+  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(q) : "f"((float)a + 0.5f), "f"((float)b));
+  return (int)q;
+}
 
 FMH_DEVICE u32 shuffle_xor(u32 v, int mask) { return __shfl_xor_sync(kAllLanes, v, mask); }
 FMH_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(kAllLanes, v, mask); }

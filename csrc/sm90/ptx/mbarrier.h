@@ -3,7 +3,7 @@
 // The operations are unqualified on purpose: spelled .release.cluster or .acquire.cluster they
 // become GPU-wide fences (measured: the ring ran at less than half speed).
 #pragma once
-#include "sm90/ptx/common.h"
+#include "sm90/ptx/delay.h"
 
 namespace fmh {
 
@@ -17,6 +17,7 @@ FMH_DEVICE void barrier_init_fence() {
 }
 
 FMH_DEVICE void barrier_arrive(u32 barrier) {
+  test_delay();
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
@@ -33,6 +34,7 @@ FMH_DEVICE void barrier_arrive_after_copies(u32 barrier) {
 
 // Returns when the phase of `parity` is complete.
 FMH_DEVICE void barrier_wait(u32 barrier, u32 parity) {
+  test_delay();
   asm volatile(
       "{\n.reg .pred p;\n"
       "WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"

@@ -90,8 +90,8 @@ struct MathThread {
     RowLimits limits{{length, length}};
     if (p.causal) {
       const int first = length - p.s_q + 1, r = tile.first_row + row;
-      limits.limit[0] = min(length, first + r / p.group);
-      limits.limit[1] = min(length, first + (r + 8) / p.group);
+      limits.limit[0] = min(length, first + small_quotient(r, p.group));
+      limits.limit[1] = min(length, first + small_quotient(r + 8, p.group));
     }
     return limits;
   }
@@ -166,7 +166,7 @@ FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile
     const int length = walk.length;
     // Below this every row of the tile sees every token.
     const int least_limit =
-        p.causal ? length - p.s_q + 1 + tile.first_row / p.group : length;
+        p.causal ? length - p.s_q + 1 + small_quotient(tile.first_row, p.group) : length;
 #pragma unroll
     for (int i = 0; i < 128; i++) o[i] = 0;
 #pragma unroll

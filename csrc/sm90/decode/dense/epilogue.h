@@ -16,7 +16,7 @@ struct Tile {
   int live;       // rows of the tile that exist, 1..64
 
   FMH_DEVICE Tile(const DenseDecodeParams& p, int lane_of_part) : lane(lane_of_part) {
-    kv_head = lane / p.tiles;
+    kv_head = small_quotient(lane, p.tiles);
     index = lane - kv_head * p.tiles;
     first_row = index * p.tile_rows;
     live = min(p.tile_rows, p.rows - first_row);
@@ -28,7 +28,7 @@ struct RowPlace {
   int token, head;
   FMH_DEVICE RowPlace(const DenseDecodeParams& p, const Tile& tile, int row) {
     const int r = tile.first_row + row;
-    token = r / p.group;
+    token = small_quotient(r, p.group);
     head = tile.kv_head * p.group + r - token * p.group;
   }
   FMH_DEVICE u16* out(const DenseDecodeParams& p, int request) const {
@@ -51,7 +51,8 @@ FMH_DEVICE void store_row(u16* out, const float (&o)[128], int h, float factor, 
     u32 x[4];
 #pragma unroll
     for (int g = 0; g < 4; g++) {
-      x[g] = pack(o[(4 * k + g) * 4 + 2 * h] * factor, o[(4 * k + g) * 4 + 2 * h + 1] * factor);
+      const float* e = o + (4 * k + g) * 4;
+      x[g] = pack((h ? e[2] : e[0]) * factor, (h ? e[3] : e[1]) * factor);
     }
     u32 a = shuffle_xor(odd ? x[0] : x[1], 1), b = shuffle_xor(odd ? x[2] : x[3], 1);
     if (odd) {
@@ -74,12 +75,12 @@ FMH_DEVICE void store_partial_row(float* out, const float (&o)[128], int h, int 
   const bool odd = lane & 1;
 #pragma unroll
   for (int k = 0; k < 16; k++) {
-    const float a0 = o[8 * k + 2 * h], a1 = o[8 * k + 2 * h + 1];
-    const float b0 = o[8 * k + 4 + 2 * h], b1 = o[8 * k + 4 + 2 * h + 1];
+    const float* e = o + 8 * k;
+    const float a0 = h ? e[2] : e[0], a1 = h ? e[3] : e[1];
+    const float b0 = h ? e[6] : e[4], b1 = h ? e[7] : e[5];
     const float u = shuffle_xor(odd ? a0 : b0, 1), v = shuffle_xor(odd ? a1 : b1, 1);
     const float4 f = odd ? make_float4(u, v, b0, b1) : make_float4(a0, a1, u, v);
     if (live) *(float4*)(out + k * 16 + (odd ? 8 : 0) + ((lane & 2) ? 4 : 0)) = f;
-    if (k % 8 == 7) __syncwarp();
   }
 }
 
@@ -100,27 +101,28 @@ FMH_DEVICE void store_fragment(const DenseDecodeParams& p, const Tile& tile,
                                const FragmentWalk<true>& walk, int part,
                                const float (&o)[128], const float (&maximum)[2],
                                const float (&sum)[2], int row, int lane) {
+  // A loop over the two rows, not two copies: half the code to fetch, and fewer values in flight.
   if (walk.is_whole()) {
-#pragma unroll
+#pragma unroll 1
     for (int h = 0; h < 2; h++) {
       const bool live = row + 8 * h < tile.live;
       const RowPlace place(p, tile, row + 8 * h);
-      const float inverse = sum[h] > 0 ? 1.f / sum[h] : 0.f;
+      const float l = h ? sum[1] : sum[0], m = h ? maximum[1] : maximum[0];
+      const float inverse = l > 0 ? 1.f / l : 0.f;
       store_row(place.out(p, walk.request) + kGroup * 256, o, h, inverse, lane, live);
       if (kGroup == 0 && live && (lane & 3) == 0) {
-        *place.lse(p, walk.request) =
-            sum[h] > 0 ? kLn2 * (maximum[h] + log2_approx(sum[h])) : infinity();
+        *place.lse(p, walk.request) = l > 0 ? kLn2 * (m + log2_approx(l)) : infinity();
       }
     }
   } else {
     const long long first = (long long)walk.slot(p, part) * (p.lanes * p.tile_rows) +
                             tile.lane * p.tile_rows + row;
-#pragma unroll
+#pragma unroll 1
     for (int h = 0; h < 2; h++) {
       const bool live = row + 8 * h < tile.live;
       const long long r = first + 8 * h;
       if (kGroup == 0 && live && (lane & 3) == 0) {
-        ((float2*)p.partial_ml)[r] = make_float2(maximum[h], sum[h]);
+        ((float2*)p.partial_ml)[r] = h ? make_float2(maximum[1], sum[1]) : make_float2(maximum[0], sum[0]);
       }
       store_partial_row(p.partial_out + r * kDimV + kGroup * 256, o, h, lane, live);
     }

@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(fmh::kThreads, 1)
                      const __grid_constant__ fmh::TensorMap k_right,
                      const __grid_constant__ DenseDecodeParams p) {
   extern __shared__ __align__(1024) char smem[];
-  const int part = blockIdx.x / p.lanes;
+  const int part = fmh::small_quotient(blockIdx.x, p.lanes);
   const fmh::Tile tile(p, blockIdx.x - part * p.lanes);
   if (threadIdx.x == 0) {
     if (fmh::shared_address(smem) != fmh::kSharedBase) asm volatile("trap;");

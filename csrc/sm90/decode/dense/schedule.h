@@ -42,9 +42,12 @@ FMH_DEVICE int request_length(const DenseDecodeParams& p, int request) {
 
 FMH_DEVICE int length_blocks(int length) { return (length + kBlockTokens - 1) / kBlockTokens; }
 
-FMH_DEVICE int request_overhead(const DenseDecodeParams& p, int request) {
-  return request > 0 ? p.request_cost : 0;
+FMH_DEVICE int request_blocks(const DenseDecodeParams& p, int request) {
+  return length_blocks(request_length(p, request));
 }
+
+// `cost` is 0 where every request is cut into the same number of equal parts.
+FMH_DEVICE int request_overhead(int cost, int request) { return request > 0 ? cost : 0; }
 
 FMH_DEVICE int inclusive_scan(int v, int lane) {
 #pragma unroll
@@ -59,7 +62,7 @@ FMH_DEVICE int inclusive_scan(int v, int lane) {
 struct Cuts {
   int shift, total, used, sliver;
 
-  FMH_DEVICE Cuts(const DenseDecodeParams& p, int cost, int parts_used) {
+  FMH_DEVICE Cuts(int cost, int parts_used) {
     shift = max(0, 10 - __clz(cost));
     total = cost >> shift;
     used = parts_used;
@@ -106,120 +109,141 @@ FMH_DEVICE void place_cuts(const DenseDecodeParams& p, const Cuts& cuts, int par
   }
 }
 
-// Parts worth using: none gets less than min_part_blocks.
-FMH_DEVICE int parts_used(const DenseDecodeParams& p, int total) {
-  return max(1, min(p.parts, total / p.min_part_blocks));
-}
+// The line of cost as one thread sees it: its requests [begin, end), and what lies before them.
+struct CostLine {
+  int begin, end;
+  int blocks;  // of request `begin`
+  int before, total;
+  int used;  // parts worth using: none gets less than min_part_blocks
+  int request_cost;
 
-// At most 32 requests: every warp scans for itself, no barrier until the end.
-FMH_DEVICE void schedule_small(const DenseDecodeParams& p, int part, ScheduleResult* result) {
-  const int lane = threadIdx.x & 31;
-  const bool mine = lane < p.batch;
-  const int blocks = mine ? length_blocks(request_length(p, lane)) : 0;
-  const int overhead = mine ? request_overhead(p, lane) : 0;
-  const int through = inclusive_scan(blocks + overhead, lane);
-  const int total = __shfl_sync(kAllLanes, through, 31);
-  int used = parts_used(p, total);
-  if (used >= p.batch) {  // equal lengths: the same number of parts for every request
-    const int most = __reduce_max_sync(kAllLanes, blocks);
-    const int least = __reduce_min_sync(kAllLanes, mine ? blocks : 0x7fffffff);
-    if (most == least) used = used / p.batch * p.batch;
-  }
-  if (threadIdx.x < 32) {
-    if (lane == 0) result->reset(part, p.batch);
-    __syncwarp();
-    if (mine) {
-      place_cuts(p, Cuts(p, total, used), part, lane, through - blocks - overhead, overhead, blocks,
-                 result);
+  // Requests of equal length: the same number of parts for every request and no charge for
+  // requests, if at most an eighth of the parts stays idle.
+  FMH_DEVICE void settle(const DenseDecodeParams& p, bool equal, int equal_blocks) {
+    request_cost = p.request_cost;
+    used = max(1, min(p.parts, total / p.min_part_blocks));
+    const int even = used / p.batch * p.batch;
+    if (equal && (used - even) * 8 <= used) {
+      request_cost = 0;
+      used = even;
+      before = begin * equal_blocks;
+      total = p.batch * equal_blocks;
     }
   }
-  __syncthreads();
+};
+
+// At most 32 requests: every warp scans for itself, without a barrier; warp 0 places the cuts.
+FMH_DEVICE CostLine scan_small(const DenseDecodeParams& p, int part, ScheduleResult* result) {
+  const int lane = threadIdx.x & 31;
+  const bool mine = lane < p.batch;
+  const int blocks = mine ? request_blocks(p, lane) : 0;
+  const int cost = mine ? blocks + request_overhead(p.request_cost, lane) : 0;
+  const int through = inclusive_scan(cost, lane);
+  if (threadIdx.x == 0) result->reset(part, p.batch);
+  __syncwarp();
+  CostLine line;
+  line.begin = lane;
+  line.end = threadIdx.x < p.batch ? lane + 1 : lane;
+  line.blocks = blocks;
+  line.before = through - cost;
+  line.total = __shfl_sync(kAllLanes, through, 31);
+  const int first_blocks = __shfl_sync(kAllLanes, blocks, 0);
+  line.settle(p, __all_sync(kAllLanes, !mine || blocks == first_blocks), first_blocks);
+  return line;
 }
 
-// Any batch: a thread owns `stride` consecutive requests.
-FMH_DEVICE void schedule_large(char* smem, const DenseDecodeParams& p, int part,
-                               ScheduleResult* result) {
+// Any batch: a thread owns consecutive requests. `whole` is set if no request is to be split.
+FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
+                               ScheduleResult* result, bool& whole) {
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
   int* warp_total = shared_at<int>(smem, kOffsetScan);
   int* load = shared_at<int>(smem, kOffsetPartLoad);
   const int stride = (p.batch + kThreads - 1) / kThreads;
-  const int begin = thread * stride, end = min(p.batch, begin + stride);
+  CostLine line;
+  line.begin = min(p.batch, thread * stride);
+  line.end = min(p.batch, line.begin + stride);
 
+  const int first_blocks = request_blocks(p, 0);
   int own = 0;
+  bool differs = false;
+  line.blocks = 0;
 #pragma unroll 1
-  for (int r = begin; r < end; r++) {
-    own += length_blocks(request_length(p, r)) + request_overhead(p, r);
+  for (int r = line.begin; r < line.end; r++) {
+    const int blocks = request_blocks(p, r);
+    if (r == line.begin) line.blocks = blocks;
+    own += blocks + request_overhead(p.request_cost, r);
+    differs |= blocks != first_blocks;
   }
   const int through = inclusive_scan(own, lane);
   if (lane == 31) warp_total[warp] = through;
   if (thread < p.parts) load[thread] = 0;
   if (thread == 0) result->reset(part, p.batch);
-  __syncthreads();
-  int before = through - own, total = 0;
+  const bool equal = !__syncthreads_or(differs);
+  line.before = through - own;
+  line.total = 0;
 #pragma unroll
   for (int i = 0; i < kThreads / 32; i++) {
     const int t = warp_total[i];
-    if (i < warp) before += t;
-    total += t;
+    if (i < warp) line.before += t;
+    line.total += t;
   }
 
   // Whole requests only, each to the part its middle falls into, if that balances to within 5 %
   // and two blocks: no partial results, no combine.
-  bool whole = false;
-  if (p.batch * 21 >= p.parts * 20 && total > 0) {
-    const int shift = max(0, 10 - __clz(total));
-    const u32 twice = (u32)(2 * total) >> shift;
-    int cost_before = before;
+  if (p.batch * 21 >= p.parts * 20 && line.total > 0) {
+    const int shift = max(0, 10 - __clz(line.total));
+    const u32 twice = (u32)(2 * line.total) >> shift;
+    int first = p.batch, last = 0, before = line.before;
 #pragma unroll 1
-    for (int pass = 0; pass < 2; pass++) {
-      cost_before = before;
-#pragma unroll 1
-      for (int r = begin; r < end; r++) {
-        const int cost = length_blocks(request_length(p, r)) + request_overhead(p, r);
-        const u32 middle = (u32)(2 * cost_before + cost) >> shift;
-        const int to = min(p.parts - 1, (int)(middle * p.parts / twice));
-        cost_before += cost;
-        if (pass == 0) {
-          atomicAdd(load + to, cost);
-        } else if (to == part) {
-          atomicMin(&result->whole_begin, r);
-          atomicMax(&result->whole_end, r + 1);
-        }
-      }
-      if (pass == 0) {
-        __syncthreads();
-        const int limit = (total + total / 20) / p.parts + 2;
-        whole = !__syncthreads_or(thread < p.parts && load[thread < p.parts ? thread : 0] > limit);
-        if (!whole) break;
+    for (int r = line.begin; r < line.end; r++) {
+      const int blocks = r == line.begin ? line.blocks : request_blocks(p, r);
+      const int cost = blocks + request_overhead(p.request_cost, r);
+      const u32 middle = (u32)(2 * before + cost) >> shift;
+      const int to = min(p.parts - 1, (int)(middle * p.parts / twice));
+      before += cost;
+      atomicAdd(load + to, cost);
+      if (to == part) {
+        first = min(first, r);
+        last = r + 1;
       }
     }
+    __syncthreads();
+    const int limit = (line.total + line.total / 20) / p.parts + 2;
+    whole = !__syncthreads_or(thread < p.parts && load[thread < p.parts ? thread : 0] > limit);
+    if (whole && first < last) {
+      atomicMin(&result->whole_begin, first);
+      atomicMax(&result->whole_end, last);
+    }
   }
+  line.settle(p, equal, first_blocks);
+  return line;
+}
+
+// Fills the ScheduleResult in shared memory and, once per part, tells the combine kernel. Ends
+// with a CTA barrier.
+FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int lane_of_part) {
+  ScheduleResult* result = shared_at<ScheduleResult>(smem, kOffsetSchedule);
+  bool whole = false;
+  const CostLine line = p.batch <= 32 ? scan_small(p, part, result)
+                                      : scan_large(smem, p, part, result, whole);
   if (!whole) {
-    const Cuts cuts(p, total, parts_used(p, total));
+    const Cuts cuts(line.total, line.used);
+    int before = line.before;
 #pragma unroll 1
-    for (int r = begin; r < end; r++) {
-      const int blocks = length_blocks(request_length(p, r)), overhead = request_overhead(p, r);
+    for (int r = line.begin; r < line.end; r++) {
+      const int blocks = r == line.begin ? line.blocks : request_blocks(p, r);
+      const int overhead = request_overhead(line.request_cost, r);
       place_cuts(p, cuts, part, r, before, overhead, blocks, result);
       before += overhead + blocks;
     }
   }
   __syncthreads();
   if (whole) {
-    if (thread == 0) {
+    if (threadIdx.x == 0) {
       result->first_request = min(result->whole_begin, result->whole_end);
       result->last_request = result->whole_end;
     }
     __syncthreads();
-  }
-}
-
-// Fills the ScheduleResult in shared memory and, once per part, tells the combine kernel.
-FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int lane_of_part) {
-  ScheduleResult* result = shared_at<ScheduleResult>(smem, kOffsetSchedule);
-  if (p.batch <= 32) {
-    schedule_small(p, part, result);
-  } else {
-    schedule_large(smem, p, part, result);
   }
 #if !FMH_BATCH_INVARIANT
   if (lane_of_part == 0 && threadIdx.x == 0) {

@@ -20,6 +20,13 @@ struct RowLimits {
   int limit[2];
 };
 
+// What O and its sums are multiplied by when the maximum moves. 1 as long as there is nothing to
+// rescale: the first block of a fragment then skips the 128 multiplications, and their code need
+// not even be fetched.
+FMH_DEVICE float rescale_factor(float before, float after) {
+  return before > kNoMax ? exp2_approx(before - after) : 1.f;
+}
+
 // -inf by selection, never by addition: masked logits may be NaN.
 FMH_DEVICE void mask_scores(float (&s)[32], int block, const RowLimits& rows, int lane) {
   const int first = block * kBlockTokens + (lane & 3) * 2;
@@ -46,7 +53,7 @@ FMH_DEVICE void softmax_block(float (&s)[32], float scale_log2, float (&maximum)
     top *= scale_log2;
     const float before = maximum[h];
     const float after = top > before + kMaxSlack ? top : before;
-    scale[h] = exp2_approx(before - after);
+    scale[h] = rescale_factor(before, after);
     maximum[h] = after;
     float total = 0;
 #pragma unroll
@@ -75,8 +82,8 @@ FMH_DEVICE void rescale(float (&o)[128], const float (&scale)[2]) {
 // Takes over the maximum the other group published, and brings sum and O to it.
 FMH_DEVICE void adopt_maximum(float m0, float m1, float (&maximum)[2], float (&scale)[2],
                               float (&sum)[2], float (&o)[128]) {
-  scale[0] = exp2_approx(maximum[0] - m0);
-  scale[1] = exp2_approx(maximum[1] - m1);
+  scale[0] = rescale_factor(maximum[0], m0);
+  scale[1] = rescale_factor(maximum[1], m1);
   maximum[0] = m0;
   maximum[1] = m1;
   sum[0] *= scale[0];
