@@ -31,7 +31,10 @@ BUILTINS: dict[str, str] = {
     "metax": "flashmla_hub.backends.metax.plugin",
     "moore_threads": "flashmla_hub.backends.moore_threads.plugin",
     "thead": "flashmla_hub.backends.thead.plugin",
+    "fa3": "flashmla_hub.backends.fa3.plugin",
+    "flashinfer": "flashmla_hub.backends.flashinfer.plugin",
     "hopper": "flashmla_hub.backends.hopper.plugin",
+    "upstream": "flashmla_hub.backends.upstream.plugin",
     "torch": "flashmla_hub.backends.torch_ref.plugin",
     "triton": "flashmla_hub.backends.triton.plugin",
 }

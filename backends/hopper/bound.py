@@ -115,7 +115,7 @@ class DenseDecode(BoundKernel):
         out: Tensor | None,
         lse: Tensor | None,
     ) -> Prepared:
-        batch, s_q, h_q, _ = q.shape
+        _, s_q, h_q, _ = q.shape
         d_v = self.key.d_v
         call = Tensors(
             q_shape=q.shape,

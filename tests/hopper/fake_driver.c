@@ -1,5 +1,5 @@
 /* A CUDA driver that launches nothing and remembers everything: lets cuda-bindings, and the code
- * above it, run without a GPU. Built by tests/hopper/conftest.py as libcuda.so.1.
+ * above it, run without a GPU. Built by test_hopper_launcher.py as libcuda.so.1.
  *
  * Answers: every call succeeds unless it is named in fake_fail(name, code, times). Launches are
  * kept in a log that the tests read through fake_launch(). */

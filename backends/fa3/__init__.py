@@ -1,0 +1,1 @@
+"""FlashAttention-3 as a backend for MLA decode."""

@@ -1,0 +1,1 @@
+"""FlashInfer's paged MLA attention as a backend."""
