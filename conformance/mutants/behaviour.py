@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
-from flashmla_hub.capabilities import Capabilities, between, one_of, unsupported_reasons
+from flashmla_hub.capabilities import between, unsupported_reasons
 from flashmla_hub.conformance.mutants.honest import (
     DTYPES,
     FULL,
@@ -164,7 +164,7 @@ class Leaks(HonestKernel):
 
     def run(self, *args: Any) -> Any:
         result = super().run(*args)
-        self.kept.append(result[0].repeat(64, *[1] * (result[0].dim() - 1)))
+        self.kept.append(result[0])
         return result
 
 
@@ -275,12 +275,8 @@ class RaisesOnClaimed(HonestBackend):
         return super().bind(key, device)
 
 
-def claiming(kernel: type[HonestKernel], **promises: Any) -> type[HonestBackend]:
-    """A backend class around ``kernel`` whose declarations are FULL with ``promises`` changed."""
-    declares = tuple(dataclasses.replace(c, **promises) for c in FULL)
-    return type(
-        f"{kernel.__name__}Backend", (HonestBackend,), {"kernel": kernel, "declares": declares}
-    )
+class SyncsAndClaimsGraphs(HonestBackend):
+    """Waits for the device, and claims that its calls can be captured."""
 
-
-NARROW: tuple[Capabilities, ...] = (dataclasses.replace(HALF[0], h_q=one_of(64, 128)),)
+    kernel = SyncsHost
+    declares = tuple(dataclasses.replace(c, cuda_graph=True) for c in FULL)

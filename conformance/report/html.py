@@ -141,4 +141,4 @@ def ratio(value: float) -> str:
     """error / tolerance for people: a percentage below 1, a multiple above."""
     if math.isnan(value) or math.isinf(value):
         return str(value)
-    return f"{value:.3g}×" if value > 1 else f"{100 * value:.2g} %"
+    return f"{value:.3g}x" if value > 1 else f"{100 * value:.2g} %"

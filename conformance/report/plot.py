@@ -59,7 +59,7 @@ def _axis(height: int) -> str:
         limit = decade == 0
         name = "limit" if limit else "grid"
         parts.append(f'<line class="{name}" x1="{x}%" x2="{x}%" y1="{TOP - 4}" y2="{bottom}"/>')
-        text = {0: "limit", 1: "10×", 2: "≥100×", int(LOW): "≤1/10000"}.get(decade)
+        text = {0: "limit", 1: "10x", 2: "≥100x", int(LOW): "≤1/10000"}.get(decade)
         if text is None:
             text = f"1/{10**-decade}"
         parts.append(f'<text class="tick {name}-text" x="{x}%" y="{height - 4}">{text}</text>')

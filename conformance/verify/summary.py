@@ -39,13 +39,11 @@ def _headline(result: Verification) -> str:
 
 def _proves(result: Verification) -> list[str]:
     if not result.ok:
-        return []
-    part = "every passed case" if result.share == 1 else "the drawn share of passed cases"
-    return [
-        f"This shows: the questions are the frozen ones; for {part} that records outputs, the",
-        "recorded values are what the contract asks for on the inputs drawn here; level, counts and",
-        "badge follow from the outcomes.",
-        "It does not show: which device, driver or build computed them, any timing, nor the outcomes",
-        "of property and refusal cases. Those are the submitter's word; the file's digest tells of",
-        "accidents, only a signature tells who wrote it.",
+        return [
+        f"This shows: the questions are the frozen ones; for {part} that records outputs,",
+        "the recorded values are what the contract asks for on the inputs drawn here; level,",
+        "counts and badge follow from the outcomes.",
+        "It does not show: which device, driver or build computed them, any timing, nor the",
+        "outcomes of property and refusal cases. Those are the submitter's word; the file's",
+        "digest tells of accidents, only a signature tells who wrote it.",
     ]

@@ -66,8 +66,8 @@ def _levels(
     verdict = evidence.verdict
     if verdict.level != run.level:
         why = next((item.why_not for item in run.levels if not item.reached), "")
-        result.add("level", "verdict.level",
-                   f"{verdict.level or 'none'}, the cases give {run.level or 'none'} ({why})")  # fmt: skip
+        given, counted = verdict.level or "none", run.level or "none"
+        result.add("level", "verdict.level", f"{given}, the cases give {counted} ({why})")
     for got, want in zip(verdict.levels, run.levels, strict=False):
         if got != want:
             result.add("level", f"verdict.levels {want.level}", f"{got}, expected {want}")

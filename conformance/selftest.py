@@ -1,0 +1,219 @@
+"""The kit judged: ``python -m flashmla_hub.conformance.selftest [--json] [--seeds N]``.
+
+Every mutant has to be caught by a case of its own clauses, at the level named or below; no honest
+backend may fail a case. ``diagnosed`` counts the mutants whose failure was called by its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flashmla_hub.backend import Backend
+from flashmla_hub.conformance.cases import all_cases
+from flashmla_hub.conformance.judge import judge
+from flashmla_hub.conformance.model import LEVELS, Case, CaseResult, Outcome
+from flashmla_hub.conformance.mutants.honest import HalfBackend, HonestBackend
+from flashmla_hub.conformance.mutants.roster import MUTANTS, Mutant
+from flashmla_hub.conformance.subject import BackendSubject
+from flashmla_hub.testing import registered
+
+FAILURES = 2  # of a mutant: enough to see what is said most
+HONEST: tuple[type[HonestBackend], ...] = (HonestBackend, HalfBackend)
+CHUNK = 12  # cases of an honest backend in one task
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the kit said of one mutant on one seed; ``level`` is the lowest that caught it."""
+
+    name: str
+    expected_level: str
+    seed: int
+    killed: bool
+    level: str = ""
+    case: str = ""
+    said: str = ""
+    diagnosed: bool = False
+    ran: int = 0
+
+
+@dataclass(frozen=True)
+class FalseAlarm:
+    backend: str
+    case: str
+    seed: int
+    said: str
+
+
+def cost(case: Case) -> int:
+    """Roughly how long a case takes: keys times query heads, property checks several calls."""
+    work = (sum(case.lengths) + 64) * case.key.h_q * case.key.s_q
+    return work * (1 if case.check == "values" else 4) + (10**9 if case.check == "soak" else 0)
+
+
+def cases_for(mutant: Mutant) -> list[Case]:
+    """Its own clauses' cases up to its level, level by level: by first clause, then cheap ones."""
+    limit = LEVELS.index(mutant.level)
+
+    def order(case: Case) -> tuple[int, bool, int]:
+        own = case.clauses[0] in mutant.clauses
+        return (LEVELS.index(case.level), not own, cost(case))
+
+    found = [
+        case
+        for case in all_cases()
+        if LEVELS.index(case.level) <= limit
+        and set(case.clauses) & set(mutant.clauses)
+        and case.optional in ("", mutant.optional)
+        and (case.optional or not mutant.optional)
+    ]
+    return sorted(found, key=order)
+
+
+def results_of(backend: Backend, cases: Iterable[Case], seed: int) -> Iterator[CaseResult]:
+    """Judges ``backend`` on the cases, with inputs of ``seed`` (0: the frozen ones)."""
+    with registered(backend):
+        subject = BackendSubject(backend.name)
+        for case in cases:
+            yield judge(subject, replace(case, seed=seed) if seed else case)
+
+
+def try_mutant(index: int, seed: int) -> Verdict:
+    """Runs a mutant until FAILURES of its cases went wrong, or all were run."""
+    mutant = MUTANTS[index]
+    cases = cases_for(mutant)
+    levels = {case.id: case.level for case in cases}
+    bad: list[CaseResult] = []
+    ran = 0
+    for result in results_of(mutant.make(), cases, seed):
+        ran += 1
+        bad += [result] if result.outcome.bad else []
+        if len(bad) == FAILURES:
+            break
+    verdict = Verdict(mutant.name, mutant.level, seed, bool(bad), ran=ran)
+    if not bad:
+        return verdict
+    names = Counter(result.diagnosis for result in bad if result.diagnosis)
+    said = names.most_common(1)[0][0] if names else ""
+    return replace(
+        verdict,
+        level=min((levels[result.id] for result in bad), key=LEVELS.index),
+        case=bad[0].id,
+        said=said or bad[0].reason[:60],
+        diagnosed=any(name in mutant.says for name in names),
+    )
+
+
+def try_honest(which: int, ids: Sequence[str], seed: int) -> list[FalseAlarm]:
+    """The honest backend's failures on the cases; a claimed case not reached is none."""
+    chosen = set(ids)
+    cases = [case for case in all_cases() if case.id in chosen]
+    backend = HONEST[which]()
+    return [
+        FalseAlarm(backend.name, result.id, seed, result.diagnosis or result.reason)
+        for result in results_of(backend, cases, seed)
+        if result.outcome.bad or (which == 0 and result.outcome is Outcome.NOT_CLAIMED
+                                  and "not declared" not in result.reason)
+    ]  # fmt: skip
+
+
+def run(
+    seeds: int = 1, jobs: int = 1, every_case: bool = False, only: str = ""
+) -> tuple[list[Verdict], list[FalseAlarm]]:
+    """All mutants (or those whose name holds ``only``) and the honest backends on each seed.
+
+    The honest ones run the cases that mutants of L1 and L2 are judged by first, or with
+    ``every_case`` the whole table. ``jobs`` processes share the work.
+    """
+    mutants = [i for i, m in enumerate(MUTANTS) if only in m.name]
+    table = [case.id for case in all_cases()]
+    if not every_case:
+        probes = {case.id for i in mutants for case in cases_for(MUTANTS[i])[:1]}
+        table = [name for name in table if name in probes]
+    chunks = [table[i : i + CHUNK] for i in range(0, len(table), CHUNK)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        tried = [pool.submit(try_mutant, i, seed) for seed in range(seeds) for i in mutants]
+        honest = [
+            pool.submit(try_honest, which, ids, seed)
+            for seed in range(seeds)
+            for which in range(len(HONEST))
+            for ids in chunks
+        ]
+        verdicts = []
+        for number, future in enumerate(tried, 1):
+            verdicts.append(future.result())
+            if sys.stderr.isatty():
+                print(f"\r{number} of {len(tried)} mutants\x1b[K", end="", file=sys.stderr)
+        alarms = [alarm for future in honest for alarm in future.result()]
+    return verdicts, alarms
+
+
+def totals(verdicts: Sequence[Verdict], alarms: Sequence[FalseAlarm]) -> dict[str, int]:
+    """A mutant counts as killed (diagnosed) when it was on every seed."""
+    by_name: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        by_name.setdefault(verdict.name, []).append(verdict)
+    return {
+        "mutants": len(by_name),
+        "killed": sum(all(v.killed for v in group) for group in by_name.values()),
+        "diagnosed": sum(all(v.diagnosed for v in group) for group in by_name.values()),
+        "false_alarms": len(alarms),
+        "seeds": len({verdict.seed for verdict in verdicts}),
+    }
+
+
+def passes(count: dict[str, int]) -> bool:
+    """100 % killed, at least 80 % diagnosed, no false alarm."""
+    enough = 5 * count["diagnosed"] >= 4 * count["mutants"]
+    return count["killed"] == count["mutants"] and enough and not count["false_alarms"]
+
+
+def table(verdicts: Sequence[Verdict], alarms: Sequence[FalseAlarm]) -> str:
+    lines = [f"{'mutant':34} {'by':3} {'caught':7} said"]
+    for v in verdicts:
+        caught = v.level if v.killed else "NO"
+        mark = "" if v.diagnosed else "   (another name expected)"
+        said = f"{v.said}{mark}" if v.killed else f"survived {v.ran} cases"
+        seed = f" seed {v.seed}" if v.seed else ""
+        name = v.name.removeprefix("mutant_") + seed
+        lines.append(f"{name:34} {v.expected_level:3} {caught:7} {said}")
+    lines += [f"FALSE ALARM {a.backend} {a.case} seed {a.seed}: {a.said}" for a in alarms]
+    count = totals(verdicts, alarms)
+    lines.append(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in count.items()))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m flashmla_hub.conformance.selftest")
+    parser.add_argument("--seeds", type=int, default=1, help="inputs of so many seeds (default 1)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--every-case", action="store_true",
+                        help="put the whole case table to the honest backends")  # fmt: skip
+    parser.add_argument("-k", dest="only", default="", help="mutants whose name holds this")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    verdicts, alarms = run(args.seeds, args.jobs, args.every_case, args.only)
+    count = totals(verdicts, alarms)
+    if args.json:
+        result: dict[str, Any] = {**count, "seconds": round(time.monotonic() - started, 1)}
+        result["verdicts"] = [vars(verdict) for verdict in verdicts]
+        result["alarms"] = [vars(alarm) for alarm in alarms]
+        print(json.dumps(result, indent=1))
+    else:
+        print(table(verdicts, alarms))
+    return 0 if passes(count) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
