@@ -6,6 +6,7 @@ import time
 import traceback
 
 from flashmla_hub.conformance.checks import CHECKS
+from flashmla_hub.conformance.isolate import EXITS
 from flashmla_hub.conformance.memory import NotReached
 from flashmla_hub.conformance.model import Case, CaseResult, Outcome
 from flashmla_hub.conformance.stdout import StdoutWatch
@@ -33,6 +34,8 @@ def judge(subject: Subject, case: Case) -> CaseResult:
         notes.outcome, notes.reason = Outcome.NOT_REACHED, str(error)
     except MemoryError as error:
         notes.outcome, notes.reason = Outcome.NOT_REACHED, f"out of memory: {error}"
+    except SystemExit as error:
+        wrong = Wrong("C5.3", f"called exit({error.code!r})", EXITS, outcome=Outcome.CRASHED)
     except Exception as error:  # the kit must name its own faults, and go on
         where = traceback.extract_tb(error.__traceback__)[-1]
         wrong = Wrong("", f"the kit failed: {type(error).__name__}: {error} "
