@@ -8,7 +8,7 @@ variable                           meaning
 ``FLASHMLA_HUB_CACHE_DIR``         compiled kernels, plugin verdicts and tuning tables
 ``FLASHMLA_HUB_LOG``               ``debug``, ``info``, ``warning`` (default) or ``error``
 ``FLASHMLA_HUB_DISABLE_PLUGINS``   ``all``, or names of third-party plugins, comma-separated
-``FLASHMLA_HUB_PLUGIN_TIMEOUT``    seconds a plugin may take to import (default 20)
+``FLASHMLA_HUB_PLUGIN_TIMEOUT``    seconds a plugin may take to import (default 30)
 ``FLASHMLA_HUB_ENGINES``           engine integrations that are opt-in, comma-separated
 =================================  =========================================================
 
@@ -42,7 +42,7 @@ class Config:
     cache_dir: Path = field(default_factory=lambda: _default_cache_dir(os.environ))
     log: str = "warning"
     disable_plugins: frozenset[str] = frozenset()
-    plugin_timeout: float = 20.0
+    plugin_timeout: float = 30.0
     engines: frozenset[str] = frozenset()
 
 
@@ -76,7 +76,7 @@ def from_environment(env: Mapping[str, str]) -> Config:
     log = (text("LOG") or "warning").lower()
     if log not in _LEVELS:
         raise InvalidRequestError(_PREFIX + "LOG", repr(log), " | ".join(_LEVELS))
-    timeout = text("PLUGIN_TIMEOUT") or "20"
+    timeout = text("PLUGIN_TIMEOUT") or "30"
     try:
         seconds = float(timeout)
     except ValueError:

@@ -245,15 +245,16 @@ def _load() -> State:
     builder = _Builder(State())
     found, refused = plugins.discover()
     disabled = config.current().disable_plugins
+    off = {c for c in found if not c.builtin and {"all", c.name} & disabled}
+    wrong = plugins.check_in_children(c for c in found if c not in off)
     for candidate in found:
-        if not candidate.builtin and ({"all", candidate.name} & disabled):
-            builder.quarantined.append(
-                Quarantined(
-                    candidate.name, candidate.dist, "disabled by FLASHMLA_HUB_DISABLE_PLUGINS"
-                )
-            )
+        if candidate in off:
+            why = "disabled by FLASHMLA_HUB_DISABLE_PLUGINS"
+            builder.quarantined.append(Quarantined(candidate.name, candidate.dist, why))
             continue
         try:
+            if candidate in wrong:
+                raise PluginError(wrong[candidate])
             module: ModuleType = plugins.load(candidate)
             builder.add(candidate, module)
         except PluginError as error:

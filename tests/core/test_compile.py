@@ -45,7 +45,7 @@ def test_three_batch_sizes_with_one_compilation():
     graphs, backend = counting()
     layer = Layer(causal=True)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
-    for batch in (2, 3, 5):
+    for batch in (7, 5, 11):  # unlike any other size: torch takes equal sizes for one symbol
         args = dense(batch=batch, s_q=2, h_q=4)
         got, want = compiled(*tensors(args)), layer(*tensors(args))
         assert torch.equal(got[0], want[0]), batch
