@@ -60,9 +60,12 @@ def make(kind: str, folder: Path) -> None:
             std = 1.0 if "embed" in name else 1.5 / parameter.shape[-1] ** 0.5
             torch.nn.init.normal_(parameter, std=std)
     model.save_pretrained(folder)
-    if kind == "v3":  # transformers leaves it out, vLLM needs it to find the router's bias
+    if kind == "v3":
+        # What DeepSeek's own config.json says of the router and transformers leaves out: without
+        # it vLLM takes softmax scores and no bias.
         file = folder / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"topk_method": "noaux_tc"}))
+        router = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | router))
     save_tokenizer(folder)
 
 
