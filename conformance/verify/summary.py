@@ -39,7 +39,9 @@ def _headline(result: Verification) -> str:
 
 def _proves(result: Verification) -> list[str]:
     if not result.ok:
-        return [
+        return []
+    part = "every passed case" if result.share == 1 else "the drawn share of passed cases"
+    return [
         f"This shows: the questions are the frozen ones; for {part} that records outputs,",
         "the recorded values are what the contract asks for on the inputs drawn here; level,",
         "counts and badge follow from the outcomes.",

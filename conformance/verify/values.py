@@ -28,8 +28,9 @@ def expected_shapes(case: Case) -> dict[str, tuple[int, ...]]:
 
 
 def check_form(case: Case, got: CaseEvidence, result: Verification) -> bool:
-    """Tensors, shapes, positions and dtypes of the samples; needs no oracle."""
-    before = len(result.findings)
+    """Tensors, shapes, positions and dtypes of the samples, without an oracle. False where the
+    values cannot be compared."""
+    comparable = True
     shapes = expected_shapes(case)
     named = {sample.tensor: sample for sample in got.samples}
     if len(named) != len(got.samples) or set(named) != set(shapes):
@@ -43,17 +44,19 @@ def check_form(case: Case, got: CaseEvidence, result: Verification) -> bool:
         where = f"{got.id} {tensor}"
         if sample.shape != shapes[tensor]:
             result.add("missing_samples", where, f"shape {sample.shape}, not {shapes[tensor]}")
+            comparable = False
             continue
         index = positions(case.id, tensor, math.prod(sample.shape))
         if sample.index != index or len(sample.value) != len(index):
             result.add("sample_positions", where, "not the positions drawn for this case")
+            comparable = False
             continue
         dtype = case.key.dtype if tensor == "out" else "float32"
         for at, value in zip(index, sample.value, strict=True):
             if not representable(value, dtype):
                 result.add("sample_format", where, f"{value!r} at {at} is no {dtype}")
                 break
-    return len(result.findings) == before
+    return comparable
 
 
 def check_values(case: Case, got: CaseEvidence, result: Verification) -> None:
