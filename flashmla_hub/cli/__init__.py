@@ -36,7 +36,7 @@ EPILOG = """\
 start with:
   flashmla-hub demo                  a real model, decoded through the hub
   flashmla-hub backends              what is installed here
-  flashmla-hub explain --device nvidia:sm_90 --h-q 128
+  flashmla-hub explain --h-q 12      which one serves a request, and why
 
 exit codes: 0 fine, 1 the check failed, 2 wrong use
 """
