@@ -49,16 +49,22 @@ def _scales(call: Call) -> Iterator[Oracle]:
         yield bent._Scale(call, right * (1 + percent / 100))
 
 
+SPLITS = (64, 128, 256, 512, 1024)  # sizes that ports split a row into, in keys
+
+
 def _splits(call: Call) -> Iterator[Oracle]:
-    for parts in (2, 3, 4, 8):
-        for part in range(parts):
+    longest = max(Oracle(call).length(row) for row in range(call.q.shape[0])) if bent.is_dense(
+        call) else call.case.key.topk  # fmt: skip
+    for size in SPLITS:
+        for which in (-1, *range(min(-(-longest // size), 8))):
             for keep in (False, True):
-                yield bent._Dropped(call, part / parts, (part + 1) / parts, keep)
+                yield bent._Dropped(call, size, which, keep)
 
 
 def _unweighted(call: Call) -> Iterator[Oracle]:
-    for parts in (2, 3, 4, 8) if bent.is_dense(call) else ():
-        yield bent._Unweighted(call, parts)
+    for size in SPLITS:
+        for sums in (False, True):
+            yield bent._Unweighted(call, size, sums)
 
 
 def _past(call: Call) -> Iterator[Oracle]:
@@ -140,9 +146,6 @@ CATALOGUE: tuple[Mistake, ...] = (
         _always, _lse(lambda lse, d, x: x.max(dim=1).values))),
     Mistake("LSE without the maximum", "C1.8", _when(
         _always, _lse(lambda lse, d, x: lse - x.max(dim=1).values))),
-    Mistake("LSE in half precision", "C1.8", _when(
-        _always, _lse(lambda lse, d, x: lse.half().double()),
-        _lse(lambda lse, d, x: lse.bfloat16().double()))),
     Mistake("offsets wrapped at 2^31 elements", "C1.14", _when(
         _variant("offset_2g_elements"), *_wrapped(31, 1))),
     Mistake("offsets wrapped at 2^32 bytes", "C1.14", _when(
@@ -181,7 +184,8 @@ CATALOGUE: tuple[Mistake, ...] = (
     Mistake("reads past the length", "C1.5", _past),
     Mistake("strides of the cache ignored", "C1.2", _when(
         bent.is_strided, lambda call: bent._Strides(call, True, True),
-        lambda call: bent._Strides(call, True, False))),
+        lambda call: bent._Strides(call, True, False),
+        lambda call: bent._Strides(call, False, True))),
     Mistake("strides of q ignored", "C1.1", _when(
         lambda call: call.case.key.q_strides != PACKED and call.case.key.kv_format == "dense",
         lambda call: bent._Strides(call, False, False, q=True))),
@@ -211,10 +215,14 @@ CATALOGUE: tuple[Mistake, ...] = (
     Mistake("extra cache ignored", "C4.1a", _when(
         lambda call: call.extra_kv is not None, bent._OneCache)),
     Mistake("FP8 scales ignored", "C3.2", _when(
-        lambda call: call.case.key.kv_format != "dense", bent._Unscaled)),
+        lambda call: call.case.key.kv_format != "dense",
+        lambda call: bent._Unscaled(call, False), lambda call: bent._Unscaled(call, True))),
     Mistake("fp16 overflow", "C1.12", _when(
-        lambda call: call.case.family == "extreme", *_rounded(torch.float16))),
+        _variant("big_logits"), *_rounded(torch.float16))),
     Mistake("exp without the maximum taken off", "C1.12", _when(_always, bent._NoMaximum)),
+    Mistake("LSE in half precision", "C1.8", _when(
+        _always, _lse(lambda lse, d, x: lse.half().double()),
+        _lse(lambda lse, d, x: lse.bfloat16().double()))),
     Mistake("one split's weight lost", "C1.12", _splits),
     Mistake("splits merged without their weights", "C1.12", _unweighted),
     Mistake("softmax_scale off", "C1.6", _scales),
@@ -222,5 +230,6 @@ CATALOGUE: tuple[Mistake, ...] = (
         _always, *_rounded(torch.float16), *_rounded(torch.bfloat16))),
     Mistake("inputs rounded to tf32 or bf16", "C1.12", _when(
         lambda call: call.case.key.dtype == "float32",
-        lambda call: bent._RoundedInputs(call, 11), lambda call: bent._RoundedInputs(call, 8))),
+        *(lambda call, bits=bits, cut=cut: bent._RoundedInputs(call, bits, cut)
+          for bits in (11, 8) for cut in (False, True)))),
 )  # fmt: skip

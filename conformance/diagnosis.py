@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flashmla_hub.conformance import tolerance
@@ -19,7 +20,8 @@ from flashmla_hub.conformance.tolerance import Comparison
 
 F64 = NDArray[np.float64]
 
-PROBES = 6  # (row, query) pairs a mistake must reproduce
+PROBES = 4  # (row, query) pairs a mistake must reproduce
+PROBED_HEADS = 16  # of each
 SLACK = 1.5  # of the tolerance, as the port's own rounding comes on top
 
 UNWRITTEN = "output not written"
@@ -30,6 +32,10 @@ EMPTY_MINUS_INF = "empty row's LSE is -inf"
 EMPTY_ZERO = "empty row's LSE is 0"
 EMPTY_OUT = "empty row's out is not 0"
 LOW_PRECISION = "low precision"
+NEGATIVE_LENGTH = "negative length not counted as 0"
+OVER_CAPACITY = "length past the table's capacity read"
+SHARED_PAGES = "shared pages read wrong"
+HEADS_PAST = "heads past {} wrong"
 POISON_READ = "reads past the length"
 SPARSE_POISON_READ = "reads invalid entries"
 
@@ -51,13 +57,39 @@ def diagnose(
     bad = comparison.bad_vectors
     if not bad.any():
         return Diagnosis()
+    if lengths := _lengths_out_of_range(call, bad):
+        return lengths
     empty = np.isposinf(want.lse)
     if (bad & ~empty).sum() == 0:
         return _empty_rows(out, lse, bad)
     if call.case.key.s_q > 1 and not comparison.bad_out.any() and _transposed(lse, want):
         return Diagnosis(LSE_TRANSPOSED, "C1.8")
     found = _catalogue(call, out, lse, want, bad & ~empty)
-    return found or _by_size(call, out, lse, comparison)
+    return found or _by_place(call, bad) or _by_size(call, out, comparison)
+
+
+def _lengths_out_of_range(call: Call, bad: NDArray[np.bool_]) -> Diagnosis | None:
+    """Wrong in just the rows whose length is below 0 or past the table (C1.15)."""
+    if call.cache_seqlens is None or call.block_table is None:
+        return None
+    given = call.cache_seqlens.cpu().numpy()
+    rows = bad.any(axis=(1, 2))
+    capacity = call.block_table.shape[1] * call.case.key.page_block_size
+    if (given[rows] < 0).all():
+        return Diagnosis(NEGATIVE_LENGTH, "C1.15")
+    return Diagnosis(OVER_CAPACITY, "C1.15") if (given[rows] > capacity).all() else None
+
+
+def _by_place(call: Call, bad: NDArray[np.bool_]) -> Diagnosis | None:
+    """Where the wrong vectors lie, when no mistake of the catalogue fits."""
+    heads = np.flatnonzero(bad.any(axis=(0, 1)))
+    first = int(heads[0]) // 16 * 16
+    if first and len(heads) > (bad.shape[2] - first) // 2:
+        return Diagnosis(HEADS_PAST.format(first), "C1.1")
+    rows = bad.any(axis=(1, 2))
+    if "shared_pages" in call.case.layout and rows[1:].any() and not rows[0]:
+        return Diagnosis(SHARED_PAGES, "C1.3")
+    return None
 
 
 def _empty_rows(out: F64, lse: F64, bad: NDArray[np.bool_]) -> Diagnosis:
@@ -99,9 +131,12 @@ def _reproduces(
     oracle: Oracle, out: F64, lse: F64, want: Outputs, bad: NDArray[np.bool_], b: int, t: int
 ) -> bool:
     """Whether the bent oracle gives the port's wrong vectors of one query, and is itself wrong."""
-    heads = bad[b, t]
+    wrong = np.flatnonzero(bad[b, t])
+    spread = np.unique(np.linspace(0, len(wrong) - 1, PROBED_HEADS).astype(int))
+    heads = wrong[spread]
+    oracle.heads = torch.from_numpy(heads)
     bent_out, bent_lse, _, rms = oracle.query(b, t)
-    made_out, made_lse = bent_out.numpy()[heads], bent_lse.numpy()[heads]
+    made_out, made_lse = bent_out.numpy(), bent_lse.numpy()
     case, v_rms = oracle.case, np.array(max(rms, want.v_rms[b, t]))
 
     def far(a: F64, b: F64, bound: F64) -> bool:
@@ -119,7 +154,7 @@ def _reproduces(
     )
 
 
-def _by_size(call: Call, out: F64, lse: F64, comparison: Comparison) -> Diagnosis:
+def _by_size(call: Call, out: F64, comparison: Comparison) -> Diagnosis:
     """What the kind of error itself says, when no mistake of the catalogue fits."""
     poisoned = "poison" in call.case.layout
     if poisoned and np.isnan(out).any():

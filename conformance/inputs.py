@@ -222,8 +222,9 @@ class Inputs:
                     slots[i] = bad[(i // 5) % len(bad)]
             if not self.given("topk_length", extra):
                 slots[length:] = -1
-            elif "poison" in case.layout:
-                slots[length:] = np.array(GARBAGE)[np.arange(topk - length) % len(GARBAGE)]
+            elif "poison" in case.layout:  # garbage, and in turns a slot that is poisoned itself
+                past = np.array([value for junk in GARBAGE for value in (junk, 1)])
+                slots[length:] = past[np.arange(topk - length) % len(past)]
             result[group] = slots
         return result
 

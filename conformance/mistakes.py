@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashmla_hub.conformance.fp8 import LAYOUTS
 from flashmla_hub.conformance.memory import Call
 from flashmla_hub.conformance.oracle_torch import Oracle
 from flashmla_hub.request import DENSE_DECODE, PACKED, SPARSE_PREFILL
@@ -68,15 +69,15 @@ class _Rounded(Oracle):
 
 
 class _RoundedInputs(Oracle):
-    """q and K cut to ``bits`` bits of mantissa: what tensor cores make of float32."""
+    """q and K kept to ``bits`` significant bits: what tensor cores make of float32."""
 
-    def __init__(self, call: Call, bits: int) -> None:
+    def __init__(self, call: Call, bits: int, cut: bool) -> None:
         super().__init__(call)
-        self.step = 2.0**bits
+        self.step, self.whole = 2.0**bits, torch.trunc if cut else torch.round
 
     def cut(self, x: Tensor) -> Tensor:
         fraction, power = torch.frexp(x)
-        return torch.ldexp(torch.round(fraction * self.step) / self.step, power)
+        return torch.ldexp(self.whole(fraction * self.step) / self.step, power)
 
     def dots(self, q: Tensor, keys: Tensor) -> Tensor:
         return super().dots(self.cut(q), self.cut(keys))
@@ -140,22 +141,21 @@ class _Rope(Oracle):
 
 class _Interleaved(Oracle):
     def group(self, tokens: Tensor) -> Tensor:
-        return tokens.transpose(0, 1).repeat(self.key.h_q // self.key.h_kv, 1, 1)
+        return tokens.transpose(0, 1)[self.heads % self.key.h_kv]
 
 
 class _Dropped(Oracle):
-    """Keys ``first`` to ``last`` (as shares of a row) are lost; lse too, unless ``keep_lse``."""
+    """Of splits of ``size`` keys the ``which``-th (-1: the last) is lost; lse too, unless
+    ``keep_lse``. Queries with one split are right."""
 
-    def __init__(self, call: Call, first: float, last: float, keep_lse: bool) -> None:
+    def __init__(self, call: Call, size: int, which: int, keep_lse: bool) -> None:
         super().__init__(call)
-        self.first, self.last, self.keep_lse = first, last, keep_lse
+        self.size, self.which, self.keep_lse = size, which, keep_lse
 
     def attend(self, logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        size = self.key.page_block_size if self.key.op == DENSE_DECODE else 1
-        pages = -(-logits.shape[1] // size)
-        start, stop = round(self.first * pages) * size, round(self.last * pages) * size
-        kept = torch.ones(logits.shape[1], dtype=torch.bool)
-        kept[start:stop] = False
+        count = -(-logits.shape[1] // self.size)
+        which = self.which % count if self.which < 0 else self.which
+        kept = torch.arange(logits.shape[1]) // self.size != which
         if not kept.any() or kept.all():
             return super().attend(logits, values)
         out, lse = super().attend(logits[:, kept], values[kept])
@@ -163,22 +163,24 @@ class _Dropped(Oracle):
 
 
 class _Unweighted(Oracle):
-    """``splits`` equal parts of the pages averaged without their weights."""
+    """Splits of ``size`` keys merged without their weights: their normalised outputs averaged,
+    or (``sums``) their sums added as if they had one maximum."""
 
-    def __init__(self, call: Call, splits: int) -> None:
+    def __init__(self, call: Call, size: int, sums: bool) -> None:
         super().__init__(call)
-        self.splits = splits
+        self.size, self.sums = size, sums
 
     def attend(self, logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        lse = super().attend(logits, values)[1]
-        size = self.key.page_block_size
-        pages = -(-logits.shape[1] // size)
-        step = -(-pages // self.splits) * size
-        parts = [
-            super(_Unweighted, self).attend(logits[:, i : i + step], values[i : i + step])[0]
-            for i in range(0, logits.shape[1], step)
-        ]
-        return torch.stack(parts).mean(dim=0), lse
+        parts = list(zip(logits.split(self.size, dim=1), values.split(self.size), strict=True))
+        whole = super().attend
+        if not self.sums:
+            outs = [whole(part, v)[0] for part, v in parts]
+            return torch.stack(outs).mean(dim=0), whole(logits, values)[1]
+        weights = [torch.exp(part - part.max(dim=1).values[:, None]) for part, _ in parts]
+        total = torch.stack([w.sum(dim=1) for w in weights]).sum(dim=0)
+        outs = [self.weigh(w, v) for w, (_, v) in zip(weights, parts, strict=True)]
+        return (torch.stack(outs).sum(dim=0) / total[:, None],
+                logits.max(dim=1).values + torch.log(total))  # fmt: skip
 
 
 class _Strides(Oracle):
@@ -249,8 +251,7 @@ class _Sink(Oracle):
         self.change = change
 
     def sink(self, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.call.attn_sink is not None
-        return self.change(out, lse, self.call.attn_sink.cpu().double())
+        return self.change(out, lse, self.sinks())
 
 
 class _OneCache(Oracle):
@@ -260,16 +261,23 @@ class _OneCache(Oracle):
 
 
 class _Unscaled(Oracle):
-    """The FP8 cache's codes taken without their scales."""
+    """The FP8 cache's codes taken without their scales, or all with the token's first one."""
+
+    def __init__(self, call: Call, first: bool) -> None:
+        super().__init__(call)
+        self.first = first
 
     def fetch(self, cache: Tensor, pages: Tensor) -> Tensor:
+        layout = LAYOUTS[self.key.kv_format]
         raw = cache.view(torch.uint8)[pages.to(cache.device)].cpu()
         right = super().fetch(cache, pages)
-        coded = 512 if self.key.kv_format == "v32" else 448
-        width = 656 if self.key.kv_format == "v32" else 576
+        width = layout.token_bytes - (layout.scale_bytes if layout.split else 0)
         body = raw.flatten(1)[:, : raw.shape[1] * width].reshape(len(right), width)
-        codes = body[:, :coded].contiguous().view(torch.float8_e4m3fn).double()
-        return torch.cat([codes[:, None, :], right[:, :, coded:]], dim=2)
+        codes = body[:, : layout.coded].contiguous().view(torch.float8_e4m3fn).double()
+        if self.first:
+            group = right[:, 0, : layout.group].abs().sum(dim=1)
+            codes *= (group / codes[:, : layout.group].abs().sum(dim=1))[:, None]
+        return torch.cat([codes[:, None, :], right[:, :, layout.coded :]], dim=2)
 
 
 def is_dense(call: Call) -> bool:

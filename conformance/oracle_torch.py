@@ -41,6 +41,7 @@ class Oracle:
         q = call.q.unsqueeze(1) if self.key.op == SPARSE_PREFILL else call.q
         self.queries = q.cpu().double()
         self._keys: dict[int, Tensor] = {}
+        self.heads = torch.arange(self.key.h_q)  # fewer: only those heads are computed
 
     # which keys
 
@@ -116,7 +117,7 @@ class Oracle:
 
     def group(self, tokens: Tensor) -> Tensor:
         """C1.6: (n, h_kv, d) -> (h_q, n, d), each query head with its own kv head's tokens."""
-        return tokens.transpose(0, 1).repeat_interleave(self.key.h_q // self.key.h_kv, dim=0)
+        return tokens.transpose(0, 1)[self.heads // (self.key.h_q // self.key.h_kv)]
 
     def dots(self, q: Tensor, keys: Tensor) -> Tensor:
         """(h_q, n) unscaled logits."""
@@ -142,7 +143,7 @@ class Oracle:
 
     def empty(self) -> tuple[Tensor, Tensor]:
         """C1.10: (out, lse) of a query without a key."""
-        h_q, d_v = self.key.h_q, self.key.d_v
+        h_q, d_v = len(self.heads), self.key.d_v
         return (torch.zeros(h_q, d_v, dtype=torch.float64),
                 torch.full((h_q,), float("inf"), dtype=torch.float64))  # fmt: skip
 
@@ -150,7 +151,11 @@ class Oracle:
         """C4.2."""
         if self.call.attn_sink is None:
             return out, lse
-        return out * torch.sigmoid(lse - self.call.attn_sink.cpu().double())[:, None], lse
+        return out * torch.sigmoid(lse - self.sinks())[:, None], lse
+
+    def sinks(self) -> Tensor:
+        assert self.call.attn_sink is not None
+        return self.call.attn_sink.cpu().double()[self.heads]
 
     def query(self, row: int, t: int) -> tuple[Tensor, Tensor, Tensor, float]:
         """(out, lse, max_logits, v_rms) of one query token."""
@@ -159,7 +164,7 @@ class Oracle:
             out, lse = self.empty()
             return out, lse, torch.full_like(lse, float("-inf")), 0.0
         values = self.values(keys)
-        logits = self.logits(self.queries[row, t], keys)
+        logits = self.logits(self.queries[row, t][self.heads], keys)
         out, lse = self.sink(*self.attend(logits, values))
         return out, lse, logits.max(dim=1).values, float(values.square().mean().sqrt())
 

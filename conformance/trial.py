@@ -35,6 +35,9 @@ OUT_IGNORED = "out= is not written in place"
 WRONG_OUTPUT = "output of the wrong shape or dtype"
 NOT_DETERMINISTIC = "not deterministic"
 RAISES = "raises on what it claims"
+EXITS = "ends the process"
+TABLE_TAIL = "block table entries past a row's pages used"
+INVALID_ENTRIES = "reads invalid entries"
 SWALLOWS = "accepts a wrong argument"
 
 
@@ -115,7 +118,7 @@ class Trial:
             raise Wrong("C5.2", f"ran {call.case.key.summary()}, which no declaration takes",
                         ACCEPTS_UNCLAIMED)  # fmt: skip
         if not (bool(unwritten(out).all()) and bool(unwritten(lse).all())):
-            raise Wrong("C5.1", "outputs were written before the refusal", WRITES_REFUSING)
+            raise Wrong("C5.1", "wrote to the outputs before it refused", WRITES_REFUSING)
         self.unchanged(call, before)
 
     # calls
@@ -133,10 +136,25 @@ class Trial:
         except FlashMLAHubError as error:
             raise Wrong("C5.2", f"raised {_said(error)}", REFUSES_CLAIMED) from error
         except Exception as error:
-            raise Wrong("C5.2", f"raised {_said(error)}", RAISES,
-                        outcome=Outcome.ERROR) from error  # fmt: skip
+            clause, name = self.blame(call, more)
+            raise Wrong(clause, f"raised {_said(error)}", name, outcome=Outcome.ERROR) from error
+        except SystemExit as error:
+            raise Wrong("C5.3", f"raised {_said(error)}", EXITS,
+                        outcome=Outcome.CRASHED) from error  # fmt: skip
         self.well_formed(call, got)
         return got
+
+    def blame(self, call: Call, more: dict[str, Any]) -> tuple[str, str]:
+        """(clause, diagnosis) of a call that raised: does it serve with its garbage cleaned out?"""
+        cleaned = {
+            name: tensor.clamp(0, call.kv.shape[0] - 1)
+            for name in ("block_table", "indices", "extra_indices")
+            if "poison" in self.case.layout and (tensor := getattr(call, name)) is not None
+        }
+        more = {k: v for k, v in more.items() if "metadata" not in k and k != "num_splits"}
+        if not cleaned or raising(lambda: self.subject.run(call.with_(**cleaned), **more)):
+            return "C5.2", RAISES
+        return ("C1.3", TABLE_TAIL) if "block_table" in cleaned else ("C4.1", INVALID_ENTRIES)
 
     def metadata(self, call: Call) -> dict[str, Any]:
         """Fresh metadata as the keywords of a call."""
@@ -232,8 +250,8 @@ class Trial:
             if not torch.equal(bits(a), bits(b)):
                 where = torch.nonzero(bits(a) != bits(b))[0].tolist()
                 at = tuple(where)
-                raise Wrong(clause, f"{what}: {label}{where} was {float(a[at]):.9g}, then "
-                            f"{float(b[at]):.9g}", name)  # fmt: skip
+                raise Wrong(clause, f"{what}, bitwise: {label}{where} was {float(a[at]):.9g}, "
+                            f"then {float(b[at]):.9g}", name)  # fmt: skip
 
     def sampled(self, got: Got) -> tuple[Samples, ...]:
         named = [("out", got.out), ("lse", got.lse)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flashmla_hub.conformance.cases.make import make
 from flashmla_hub.conformance.model import Case
 
-VALUES_OF = "C1.12 C1.1 C1.2 C1.3 C1.6 C1.8 C1.9 C1.11"
+VALUES_OF = "C1.12 C1.1 C1.2 C1.3 C1.6 C1.7 C1.8 C1.9 C1.11"
 
 
 def heads() -> list[Case]:
@@ -87,6 +87,9 @@ def refusals() -> list[Case]:
         "s_q-7": {"s_q": 7, "causal": True},
         "h_q-1": {"h_q": 1},
         "h_q-12": {"h_q": 12},
+        "h_q-32": {"h_q": 32},
+        "h_q-64": {"h_q": 64},
+        "h_q-128": {"h_q": 128},
         "h_q-96": {"h_q": 96},
         "h_q-200": {"h_q": 200},
         "h_kv-2": {"h_kv": 2},
@@ -106,8 +109,8 @@ def refusals() -> list[Case]:
         "fp8-v32": {"kv_format": "v32"},
     }
     claims = [
-        make("claims", "L1", "C5.2 C5.1", (70, 64), check="refusal", family="peaked", name=name,
-             **{"h_q": 16, **facts})
+        make("claims", "L1", "C5.2 C5.1 C5.3", (70, 64), check="refusal", family="peaked",
+             name=name, **{"h_q": 16, **facts})
         for name, facts in edges.items()
     ]  # fmt: skip
     sparse = {"op": "sparse_decode", "h_q": 64, "topk": 64}
@@ -144,7 +147,7 @@ def extras() -> list[Case]:
         for facts in choices:
             for family in ("flat", "peaked"):
                 result.append(
-                    make("extra", "L1", "C1.12 C1.1", (130, 64, 257), family=family,
+                    make("extra", "L1", "C1.12 C1.1 C1.6 C1.8", (130, 64, 257), family=family,
                          optional=name, **{"h_q": 16, **facts})
                 )  # fmt: skip
     result.append(

@@ -22,6 +22,7 @@ def sparse_fp8() -> list[Case]:
         add((128, 128), h_q=64, topk=128, family="flat")
         add((64, 64), h_q=64, s_q=2, topk=64, words="poison invalid duplicates")
         add((64, 10, 0), h_q=16, topk=64, topk_length=True, words="poison")
+        add((40, 7), h_q=16, topk=64, topk_length=True)
         add((64, 64), h_q=16, topk=64, attn_sink=True, words="sink_inf")
         add((64, 30), h_q=16, topk=64, kv_strides="page_strided", words="poison invalid")
         result.append(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from flashmla_hub.conformance.cases.make import make
 from flashmla_hub.conformance.model import Case
 
-VALUES_OF = "C1.12 C1.7 C1.6"
+VALUES_OF = "C1.12 C1.7 C1.6 C1.1 C1.8 C1.9 C1.11"
 
 
 def queries() -> list[Case]:
     shapes = (
         (1, 1, False), (1, 5, False), (1, 12, False), (1, 96, False), (2, 128, True),
         (2, 64, False), (3, 16, True), (3, 12, False), (4, 32, True), (4, 16, False),
-        (2, 1, True), (4, 96, True), (2, 16, True),
+        (2, 1, True), (4, 96, True), (2, 16, True), (1, 40, False), (2, 24, True),
     )  # fmt: skip
     return [
         make("queries", "L2", VALUES_OF, (130, 64, 3, 193), family="peaked", s_q=s_q, h_q=h_q,
@@ -62,23 +62,26 @@ def edges() -> list[Case]:
     ]  # fmt: skip
 
 
+TAGS = "C1.5 C1.3 C1.11"
+
+
 def poison() -> list[Case]:
     peaked = {"family": "peaked", "words": "poison"}
     return [
-        make("poison", "L2", "C1.5 C1.3", (130, 64, 1, 255), h_q=64, **peaked),
-        make("poison", "L2", "C1.5 C1.3", (63, 65, 127, 129), h_q=128, name="page-edges", **peaked),
-        make("poison", "L2", "C1.5 C1.3", (130, 64, 3), h_q=16, s_q=3, causal=True, **peaked),
-        make("poison", "L2", "C1.5 C1.3", (400, 321, 130), h_q=32, family="peaked",
+        make("poison", "L2", TAGS, (130, 64, 1, 255), h_q=64, **peaked),
+        make("poison", "L2", TAGS, (63, 65, 127, 129), h_q=128, name="page-edges", **peaked),
+        make("poison", "L2", TAGS, (130, 64, 3), h_q=16, s_q=3, causal=True, **peaked),
+        make("poison", "L2", TAGS, (400, 321, 130), h_q=32, family="peaked",
              words="poison shared_pages"),
-        make("poison", "L2", "C1.5 C1.3", (130, 64, 5), h_q=16, page_block_size=16,
+        make("poison", "L2", TAGS, (130, 64, 5), h_q=16, page_block_size=16,
              optional="page sizes", **peaked),
-        make("poison", "L2", "C1.5 C1.3", (130, 64, 5), h_q=16, dtype="float16",
+        make("poison", "L2", TAGS, (130, 64, 5), h_q=16, dtype="float16",
              optional="fp16", **peaked),
-        make("poison", "L2", "C1.5 C1.3", (130, 64, 5), h_q=16, dtype="float32",
+        make("poison", "L2", TAGS, (130, 64, 5), h_q=16, dtype="float32",
              optional="fp32", **peaked),
-        make("poison", "L2", "C1.5 C1.3", (130, 64, 5), h_q=16, d_qk=512, s_q=2, causal=True,
+        make("poison", "L2", TAGS, (130, 64, 5), h_q=16, d_qk=512, s_q=2, causal=True,
              optional="head dims", **peaked),
-        make("poison", "L2", "C1.5 C1.3", (130, 64, 5), h_q=32, h_kv=2, s_q=2, causal=True,
+        make("poison", "L2", TAGS, (130, 64, 5), h_q=32, h_kv=2, s_q=2, causal=True,
              optional="h_kv > 1", **peaked),
     ]  # fmt: skip
 
