@@ -38,6 +38,14 @@ class Port(Backend):
     declarations: tuple[Capabilities, ...] = ()
     worth: int = 65
 
+    @property
+    def version(self) -> str:  # type: ignore[override]
+        """Of the port that is installed: evidence names what was judged."""
+        distribution = self.distribution()
+        if distribution is None:
+            return "not installed"
+        return f"{distribution.metadata['Name']} {distribution.version}"
+
     def capabilities(self, device: DeviceInfo) -> tuple[Capabilities, ...]:
         return self.declarations
 

@@ -48,6 +48,7 @@ class Aiter(Port):
             h_q=one_of(8, 16, 32, 64, 128),
             page_block_size=ANY,
             causal=(False,),
+            alignment=16,
             empty_rows=False,
             hazards=("plans_per_metadata",),
             rewrites=(
@@ -64,6 +65,7 @@ class Aiter(Port):
             h_q=one_of(16, 32, 64, 128),
             page_block_size=ANY,
             causal=(True,),
+            alignment=16,
             empty_rows=False,
             hazards=("plans_per_metadata",),
             rewrites=("pad_heads", "contiguous_q", "contiguous_kv", "repair_empty_rows"),

@@ -49,6 +49,7 @@ class FlagGems(Port):
             h_q=between(1, 128),
             causal=(False,),
             plans_per_call=True,
+            alignment=16,
             empty_rows=False,
             rewrites=(
                 "contiguous_q",
@@ -108,6 +109,7 @@ class FlagGemsSparse(FlagGems):
             extra_topk=ANY,
             extra_page_block_size=ANY,
             extra_topk_length=True,
+            alignment=16,
             empty_rows=False,
             # with a sink it asks the host whether the sink is -inf everywhere
             hazards=("synchronises",) if sink else (),

@@ -39,6 +39,7 @@ class Hygon(Port):
             s_q=between(1, 4),
             h_q=between(1, 128),
             plans_per_call=True,
+            alignment=16,
             empty_rows=False,
             rewrites=(
                 "contiguous_q",

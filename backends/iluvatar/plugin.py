@@ -41,6 +41,7 @@ class Iluvatar(Port):
             h_q=between(1, 128),
             page_block_size=one_of(16),
             causal=(False,),
+            alignment=16,
             empty_rows=False,
             hazards=("lse_unverified",),
             rewrites=(
@@ -91,6 +92,7 @@ class IluvatarFlashMLA(Port):
             s_q=between(1, 4),
             h_q=between(1, 128),
             plans_per_call=True,
+            alignment=16,
             empty_rows=False,
             hazards=("lse_unverified",),
             rewrites=(

@@ -51,6 +51,7 @@ class MTFlashMLA(Port):
             kv_strides=(PACKED, PAGE_STRIDED, TOKEN_STRIDED),
             q_strides=(PACKED, TOKEN_STRIDED),
             plans_per_call=True,
+            alignment=16,
             empty_rows=False,
             hazards=("synchronises", "prints"),
             rewrites=("split_pages", "fold_s_q", "repair_empty_rows"),
@@ -98,6 +99,7 @@ class Mate(MTFlashMLA):
             s_q=between(1, 5),
             h_q=one_of(8, 16, 32, 64, 128),
             plans_per_call=True,
+            alignment=16,
             empty_rows=False,
             rewrites=(
                 "pad_heads",

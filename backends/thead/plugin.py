@@ -42,6 +42,7 @@ class THead(Port):
             h_q=between(1, 128),
             q_strides=(PACKED, TOKEN_STRIDED),
             plans_per_call=True,
+            alignment=16,
             empty_rows=False,
             rewrites=("contiguous_kv", "split_pages", "fold_s_q", "repair_empty_rows"),
         ),

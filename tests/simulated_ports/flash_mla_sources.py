@@ -38,6 +38,7 @@ def check(condition, text):
 def common(q, k_cache, head_size_v, seqlens_k, block_table, tsm, num_splits, dtypes):
     check(q.dtype in dtypes, "Unsupported tensor dtype for query")
     check(k_cache.dtype == q.dtype, "query and key must have the same dtype")
+    check((q.data_ptr() | k_cache.data_ptr()) % 16 == 0, "misaligned address")
     check(q.stride(-1) == 1 and k_cache.stride(-1) == 1, "last dimension must be contiguous")
     check(block_table.dtype == torch.int32 and block_table.stride(-1) == 1, "block_table")
     check(seqlens_k.dtype == torch.int32 and seqlens_k.is_contiguous(), "seqlens_k")

@@ -11,6 +11,7 @@ def vllm_paged_attention_mla(
     use_cuda_graph=False{lse},
 ):
     assert isinstance(max_context_len, int), "max_context_len is a number on the host"
+    assert (query.data_ptr() | kv_cache.data_ptr()) % 16 == 0, "misaligned address"
     assert kv_cache.dim() == 3 and query.dim() == 3 and kv_cache.is_contiguous()
     assert query.dtype in (torch.half, torch.bfloat16) and kv_cache.dtype == query.dtype
     assert kv_cache.shape[1] == 16, "block size 16"
@@ -32,6 +33,7 @@ AITER_BODY = """
     assert logit_cap <= 0
     assert q.dtype == torch.bfloat16 and kv_buffer.dtype == torch.bfloat16, "no fp16 kernel"
     assert q.is_contiguous() and kv_buffer.is_contiguous() and o.is_contiguous()
+    assert (q.data_ptr() | kv_buffer.data_ptr()) % 16 == 0, "misaligned address"
     h, s_q = q.shape[1], max_seqlen_q
     assert kv_buffer.shape[1:3] == (1, 1), "entries of kv_indices are tokens when page is 1"
     assert h in (16, 32, 64, 128) or (h == 8 and s_q == 1), f"nhead={{h}} not supported"
