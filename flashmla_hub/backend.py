@@ -8,7 +8,7 @@ returns a BoundKernel, which launches. Plugin authors: docs/adding-a-backend.md.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from flashmla_hub.request import ChoiceKey, KernelKey
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from flashmla_hub.bench.shapes import Case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,13 @@ class Backend(ABC):
     def notes(self, device: DeviceInfo) -> tuple[str, ...]:
         """What a user should know of how this backend came up here (a fallback taken, say)."""
         return ()
+
+    def peer_call(self, case: Case) -> Callable[[], Tensor] | None:
+        """For the benchmark: one decode of ``case`` as this foreign package's own users call it,
+        with all that they prepare once a step left out of it. None: this is nobody's package,
+        or has no such way; the backend is then timed through the public function.
+        """
+        return None
 
     def files(self) -> tuple[str, ...]:
         """Paths of the files whose digests identify this build (kernels, extension modules)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from torch import Tensor
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends._ports.rows import deliver, safe_rows
 from flashmla_hub.request import KernelKey
+
+if TYPE_CHECKING:
+    from flashmla_hub.bench.shapes import Case
 
 
 class PagedDecode(BoundKernel):
@@ -49,3 +54,19 @@ class GatheredDecode(PagedDecode):
         position = torch.arange(keys.shape[1], dtype=torch.int32, device=keys.device)
         past = position >= lens.unsqueeze(1)
         return keys.masked_fill_(past[:, :, None, None], 0), {}
+
+
+def peer_call(module: ModuleType, case: Case, paged: bool) -> Callable[[], Tensor]:
+    """One decode of ``case`` as FlashAttention-3's own users call it."""
+    d_v = 512
+    keys, extra = case.k_cache, {"page_table": case.block_table}
+    if not paged:
+        batch, width = case.block_table.shape
+        keys = keys[case.block_table.long()].view(batch, width * keys.shape[1], *keys.shape[2:])
+        extra = {}
+    return functools.partial(
+        module.flash_attn_with_kvcache,
+        case.q[..., d_v:].contiguous(), keys[..., d_v:], keys[..., :d_v],
+        qv=case.q[..., :d_v].contiguous(), cache_seqlens=case.cache_seqlens,
+        softmax_scale=case.softmax_scale, causal=case.shape.causal, **extra,
+    )  # fmt: skip

@@ -7,8 +7,9 @@ all keys on every call, which makes it a check on others and no fast path.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import Distribution
+from typing import TYPE_CHECKING
 
 from flashmla_hub import foreign
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel
@@ -17,6 +18,11 @@ from flashmla_hub.capabilities import ANY, Capabilities, DeviceClass, between
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 from flashmla_hub.request import PACKED, PAGE_STRIDED, TOKEN_STRIDED, KernelKey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashmla_hub.bench.shapes import Case
 
 FLASHMLA_HUB_PROTOCOL = 1
 
@@ -66,6 +72,12 @@ class FA3Paged(Port):
 
         module = foreign.load(self.module, self.distribution())
         return (PagedDecode if self.paged else GatheredDecode)(module, key)
+
+    def peer_call(self, case: Case) -> Callable[[], Tensor]:
+        """On q and keys laid out beforehand; without paging that is an advantage to it."""
+        from flashmla_hub.backends.fa3.kernel import peer_call
+
+        return peer_call(foreign.load(self.module, self.distribution()), case, self.paged)
 
 
 class FA3Gathered(FA3Paged):

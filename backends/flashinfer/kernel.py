@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from torch import Tensor
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends._ports.rows import deliver
 from flashmla_hub.request import KernelKey
+
+if TYPE_CHECKING:
+    from flashmla_hub.bench.shapes import Case
 
 WORKSPACE_BYTES = 256 << 20
 
@@ -81,3 +85,24 @@ class PagedMLA(BoundKernel):
             q.dtype, q.dtype,
         )  # fmt: skip
         return wrapper
+
+
+def peer_call(module: ModuleType, case: Case) -> Callable[[], Tensor]:
+    """One decode of ``case`` as FlashInfer's own users call it."""
+    batch, s_q, h_q, d_qk = case.q.shape
+    d_v, page = 512, case.k_cache.shape[1]
+    memory = torch.empty(2 * WORKSPACE_BYTES, dtype=torch.uint8, device=case.q.device)
+    wrapper = module.BatchMLAPagedAttentionWrapper(memory, backend="auto")
+    pages = torch.tensor([-(-n // page) for n in case.lengths], dtype=torch.int32)
+    starts = torch.zeros(batch + 1, dtype=torch.int32)
+    starts[1:] = torch.cumsum(pages, 0)
+    columns = torch.arange(case.block_table.shape[1])
+    ids = case.block_table[(columns < pages.unsqueeze(1)).to(case.q.device)].contiguous()
+    wrapper.plan(
+        torch.arange(batch + 1, dtype=torch.int32) * s_q, starts, ids,
+        torch.tensor(case.lengths, dtype=torch.int32), h_q, d_v, d_qk - d_v, page,
+        case.shape.causal, case.softmax_scale, case.q.dtype, case.q.dtype,
+    )  # fmt: skip
+    rows, cache = case.q.view(batch * s_q, h_q, d_qk), case.k_cache.squeeze(2)
+    parts = [t.contiguous() for x in (rows, cache) for t in (x[..., :d_v], x[..., d_v:])]
+    return lambda: wrapper.run(*parts, return_lse=False).view(batch, s_q, h_q, d_v)

@@ -6,8 +6,9 @@ captured with lengths that change; what it reads past a row's end is not promise
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import Distribution
+from typing import TYPE_CHECKING
 
 from flashmla_hub import foreign
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel
@@ -16,6 +17,11 @@ from flashmla_hub.capabilities import ANY, Capabilities, DeviceClass, between
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 from flashmla_hub.request import PACKED, PAGE_STRIDED, TOKEN_STRIDED, KernelKey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashmla_hub.bench.shapes import Case
 
 FLASHMLA_HUB_PROTOCOL = 1
 
@@ -67,6 +73,12 @@ class FlashInfer(Port):
         from flashmla_hub.backends.flashinfer.kernel import PagedMLA
 
         return PagedMLA(foreign.load("flashinfer.mla", self.distribution()), key)
+
+    def peer_call(self, case: Case) -> Callable[[], Tensor]:
+        """Planned beforehand, without the lse, on caches already split as FlashInfer keeps them."""
+        from flashmla_hub.backends.flashinfer.kernel import peer_call
+
+        return peer_call(foreign.load("flashinfer.mla", self.distribution()), case)
 
 
 @hookimpl

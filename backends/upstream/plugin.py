@@ -8,9 +8,10 @@ its source text, without importing it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import Distribution
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from flashmla_hub import foreign
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel
@@ -20,6 +21,11 @@ from flashmla_hub.capabilities import ANY, Capabilities, DeviceClass, between
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 from flashmla_hub.request import KernelKey
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashmla_hub.bench.shapes import Case
 
 FLASHMLA_HUB_PROTOCOL = 1
 
@@ -74,16 +80,32 @@ class Upstream(Port):
     def kernel(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
         from flashmla_hub.backends._ports.flash_mla import DenseKernel
 
+        return DenseKernel(self._interface(), key)  # type: ignore[arg-type]
+
+    def peer_call(self, case: Case) -> Callable[[], Tensor]:
+        """With one metadata object for all calls, as a model's layers share it."""
+        interface = self._interface()
+        q, h_kv = case.q, case.k_cache.shape[2]
+        rows = q.shape[1] * q.shape[2] // h_kv
+        meta, splits = interface.get_mla_metadata(case.cache_seqlens, rows, h_kv)
+        decode = functools.partial(
+            interface.flash_mla_with_kvcache, q, case.k_cache, case.block_table,
+            case.cache_seqlens, 512, meta, splits,
+            softmax_scale=case.softmax_scale, causal=case.shape.causal,
+        )  # fmt: skip
+        return lambda: decode()[0]
+
+    def _interface(self) -> SimpleNamespace:
+        """The two functions, with what this generation needs to reach the Hopper kernels."""
         distribution = self.distribution()
         assert distribution is not None  # missing() is empty
         module = foreign.load("flash_mla", distribution)
         call = module.flash_mla_with_kvcache
         if "use_legacy" in _parameters(distribution):
             call = functools.partial(call, use_legacy=True)
-        interface = SimpleNamespace(
+        return SimpleNamespace(
             flash_mla_with_kvcache=call, get_mla_metadata=module.get_mla_metadata
         )
-        return DenseKernel(interface, key)  # type: ignore[arg-type]
 
 
 def _parameters(distribution: Distribution) -> tuple[str, ...]:

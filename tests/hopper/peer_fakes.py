@@ -52,6 +52,8 @@ class BatchMLAPagedAttentionWrapper:
             one = attention.dense(mine, keys, table, torch.tensor([length]), 512, self.scale,
                                   self.causal)
             outs.append(one[0][0]); lses.append(one[1][0].T)
+        if not return_lse:
+            return torch.cat(outs)
         lse = torch.cat(lses).contiguous()
         return torch.cat(outs), lse if # else lse / math.log(2.0)
 """
@@ -76,7 +78,7 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, qv=None, cache_seqlens=None, pa
         page_table = torch.arange(len(keys), dtype=torch.int32).unsqueeze(1)
     out, lse = attention.dense(torch.cat([qv, q], -1), keys, page_table, cache_seqlens, 512,
                                softmax_scale, causal)
-    return out, lse, None
+    return (out, lse, None) if return_softmax_lse else out
 """
 
 FAKES = {

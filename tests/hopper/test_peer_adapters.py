@@ -16,6 +16,8 @@ from flashmla_hub import foreign, testing
 from flashmla_hub.backends.fa3.plugin import FA3Gathered, FA3Paged
 from flashmla_hub.backends.flashinfer.plugin import FlashInfer
 from flashmla_hub.backends.upstream.plugin import Upstream
+from flashmla_hub.bench.runner import cosine_difference
+from flashmla_hub.bench.shapes import Shape, make_case
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import NoBackendError, NotSupportedError
 from flashmla_hub.request import KernelKey
@@ -183,3 +185,19 @@ def test_a_package_that_is_not_there_is_never_imported() -> None:
     request.make()
     with on_h100(), pytest.raises(NoBackendError, match="FlashMLA is not installed"):
         request.call("simulated_upstream")
+
+
+@pytest.mark.parametrize("package", ["sgl", "g3", "g1", "flashinfer", "fa3", "fa3_fwd"])
+def test_the_benchmark_calls_a_peer_as_its_own_users_do(
+    package: str, install: Callable[[str], None]
+) -> None:
+    install(package)
+    adapter = next(a for a in ADAPTERS if a.name == SERVED_BY[package])
+    case = make_case(Shape(2, 2, 4, 70), 0, torch.device("cpu"))
+    run = adapter().peer_call(case)
+    out, _ = flashmla_hub.flash_mla_with_kvcache(
+        case.q, case.k_cache, case.block_table, case.cache_seqlens, 512, causal=True,
+        backend="torch",
+    )  # fmt: skip
+    for _ in range(2):
+        assert cosine_difference(run().double(), out.double()) < 1e-5
