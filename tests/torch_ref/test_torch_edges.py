@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch_calls import (
     CPU,
+    bound_dense,
+    bound_prefill,
+    bound_sparse,
     expect_dense,
     expect_sparse,
     key_of,
     run_dense,
-    run_prefill,
     run_sparse,
 )
 from torch_cases import (
@@ -70,9 +72,9 @@ def test_grouping_of_rows_changes_no_result(
 def test_never_waits_for_an_accelerator(seed: int) -> None:
     """Meta tensors have no values, so that a host read of one raises; shapes come out the same."""
     calls = (
-        (random_dense, dense_inputs, run_dense),
-        (random_sparse, sparse_inputs, run_sparse),
-        (random_prefill, prefill_inputs, run_prefill),
+        (random_dense, dense_inputs, bound_dense),
+        (random_sparse, sparse_inputs, bound_sparse),
+        (random_prefill, prefill_inputs, bound_prefill),
     )
     for make, build, run in calls:
         case = make(seed)
@@ -132,8 +134,7 @@ def test_a_table_of_no_columns_and_a_cache_of_no_pages() -> None:
         "k_cache": inputs["k_cache"][:0],
         "block_table": torch.zeros(2, 3, dtype=torch.int32),
     }
-    for these in (narrow, no_pages):
-        out, lse = run_dense(case, these)
+    for out, lse in (run_dense(case, narrow), bound_dense(case, no_pages)):
         assert not out.any() and lse.isposinf().all()
 
 

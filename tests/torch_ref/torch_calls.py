@@ -1,4 +1,4 @@
-"""Running a case on the backend itself, and what the oracle expects of it."""
+"""Running a case on the torch backend, and what the oracle expects of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import oracle
 from torch import Tensor
 from torch_cases import Case
 
+from flashmla_hub import flash_mla_sparse_fwd, flash_mla_with_kvcache
 from flashmla_hub.backends.torch_ref.plugin import TorchBackend
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
@@ -41,9 +42,25 @@ def key_of(case: Case, op: str, **changes: Any) -> KernelKey:
 def run_dense(
     case: Case, inputs: dict[str, Any], out: Tensor | None = None, lse: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
+    """Through the public function."""
+    names = ("q", "k_cache", "block_table", "cache_seqlens")
+    return flash_mla_with_kvcache(
+        *(inputs[name] for name in names),
+        case.d_v,
+        softmax_scale=case.scale,
+        causal=case.causal,
+        kv_format=_format(case),
+        out=out,
+        lse_out=lse,
+        backend="torch",
+    )
+
+
+def bound_dense(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The bound kernel itself, past the hub's checks: for devices the hub does not know."""
     kernel = TorchBackend().bind(key_of(case, DENSE_DECODE), CPU)
     tensors = [inputs[name] for name in ("q", "k_cache", "block_table", "cache_seqlens")]
-    return kernel.run(*tensors, case.scale, out, lse, None)
+    return kernel.run(*tensors, case.scale, None, None, None)
 
 
 def expect_dense(case: Case, inputs: dict[str, Any]) -> oracle.Expected:
@@ -52,6 +69,25 @@ def expect_dense(case: Case, inputs: dict[str, Any]) -> oracle.Expected:
 
 
 def run_sparse(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    return flash_mla_with_kvcache(
+        inputs["q"],
+        inputs["k_cache"],
+        None,
+        None,
+        case.d_v,
+        softmax_scale=case.scale,
+        indices=inputs["indices"],
+        attn_sink=inputs["attn_sink"],
+        topk_length=inputs["topk_length"],
+        extra_k_cache=inputs.get("extra_k_cache"),
+        extra_indices_in_kvcache=inputs.get("extra_indices"),
+        extra_topk_length=inputs.get("extra_topk_length"),
+        kv_format=_format(case),
+        backend="torch",
+    )
+
+
+def bound_sparse(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     names = ("topk_length", "attn_sink", "extra_k_cache", "extra_indices", "extra_topk_length")
     kernel = TorchBackend().bind(key_of(case, SPARSE_DECODE), CPU)
     tensors = [inputs[name] for name in ("q", "k_cache", "indices")]
@@ -65,6 +101,19 @@ def expect_sparse(case: Case, inputs: dict[str, Any]) -> oracle.Expected:
 
 
 def run_prefill(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    options = {name: inputs[name] for name in ("attn_sink", "topk_length")}
+    return flash_mla_sparse_fwd(
+        inputs["q"],
+        inputs["kv"],
+        inputs["indices"],
+        case.scale,
+        case.d_v,
+        **options,
+        backend="torch",
+    )
+
+
+def bound_prefill(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     kernel = TorchBackend().bind(key_of(case, SPARSE_PREFILL), CPU)
     tensors = [inputs[name] for name in ("q", "kv", "indices")]
     options = [inputs["topk_length"], inputs["attn_sink"]]
@@ -73,3 +122,7 @@ def run_prefill(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Ten
 
 def expect_prefill(case: Case, inputs: dict[str, Any]) -> oracle.Expected:
     return oracle.sparse_prefill(**inputs, d_v=case.d_v, softmax_scale=case.scale)
+
+
+def _format(case: Case) -> str | None:
+    return None if case.kv_format == "dense" else case.kv_format
