@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from triton.compiler import ASTSource
 
 from flashmla_hub.backends.triton import bound
 from flashmla_hub.backends.triton.config import config_for, target_of
-from flashmla_hub.backends.triton.launch import Launcher
+from flashmla_hub.backends.triton.launch import Descriptor, Launcher
 from flashmla_hub.device import DeviceInfo
-from flashmla_hub.request import KernelKey
+from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
 MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_89": 142, "sm_90": 132, "sm_100": 148,
                    "sm_120": 170, "gfx90a": 104, "gfx942": 304, "gfx950": 256}  # fmt: skip
@@ -78,7 +78,9 @@ def compile_for(launcher: Launcher, args: tuple[Any, ...], target: str) -> Any:
     signature: dict[str, str] = {}
     attrs: dict[tuple[int], Any] = {}
     for i, (param, arg) in enumerate(zip(fn.params, args, strict=False)):
-        if isinstance(arg, torch.dtype):
+        if isinstance(arg, Descriptor):
+            signature[param.name] = _descriptor_type(arg)
+        elif isinstance(arg, torch.dtype):
             signature[param.name] = _POINTER[arg]
             if not param.do_not_specialize:
                 attrs[(i,)] = [["tt.divisibility", 16]]
@@ -86,8 +88,19 @@ def compile_for(launcher: Launcher, args: tuple[Any, ...], target: str) -> Any:
             signature[param.name] = "fp32" if isinstance(arg, float) else "i32"
     constants = launcher.constants
     signature.update(dict.fromkeys(constants, "constexpr"))
-    source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attrs)
+    kind = ASTSource
+    if fn.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as kind  # noqa: N813
+    source = kind(fn=fn, signature=signature, constexprs=constants, attrs=attrs)
     return triton.compile(source, target=gpu_target(target), options=launcher.options)
+
+
+def _descriptor_type(arg: Descriptor) -> str:
+    from triton.experimental.gluon import language as gl
+
+    block = ", ".join(map(str, arg.block))
+    layout = gl.NVMMASharedLayout(128, 16, rank=2)
+    return f"tensordesc<{_POINTER[arg.dtype][1:]}[{block}],{layout!r}>"
 
 
 def resources(compiled: Any, target: str, variant: str, kernel: str) -> Resources:
@@ -136,6 +149,7 @@ def _cubin_usage(cubin: bytes) -> tuple[int, int]:
 def variants() -> dict[str, KernelKey]:
     """The keys whose kernels stand for all: row classes, page forms, dims, dtypes, layouts."""
     key = KernelKey()
+    sparse = key.with_(op=SPARSE_DECODE, topk=2048)
     return {
         "rows 16": key.with_(h_q=16),
         "rows 32": key.with_(h_q=32),
@@ -144,29 +158,42 @@ def variants() -> dict[str, KernelKey]:
         "rows 16 page 16": key.with_(h_q=16, page_block_size=16),
         "rows 16 fp16 512/512": key.with_(h_q=16, dtype="float16", d_qk=512),
         "rows 16 invariant": key.with_(h_q=16, batch_invariant=True),
+        "sparse bf16 16": sparse.with_(h_q=16),
+        "sparse bf16 128": sparse,
+        "sparse v32 16": sparse.with_(h_q=16, kv_format="v32"),
+        "sparse v32 128": sparse.with_(kv_format="v32"),
+        "sparse model1 128": sparse.with_(kv_format="model1", d_qk=512),
+        "prefill 128": sparse.with_(op=SPARSE_PREFILL, page_block_size=1),
     }
 
 
-def table(targets: tuple[str, ...] = (*TARGETS, SMALL)) -> Iterator[Resources]:
-    """Compile every variant for every target; one line each, largest combine included."""
+def table(targets: Iterable[str], names: Iterable[str]) -> Iterator[Resources]:
+    """Compile the named variants for the targets: their main kernels, and each target's combines."""
     for target in targets:
         device = device_for(target)
-        for name, key in variants().items():
+        combines: set[str] = set()
+        for name in names:
+            key = variants()[name]
             kernel = bound.kernel_for(key, device, config_for(key, device))
             for part, launcher, args in kernel.launchers():
+                if part.startswith("combine"):
+                    if key.op != DENSE_DECODE or part in combines:
+                        continue
+                    combines.add(part)
                 yield resources(compile_for(launcher, args, target), target, name, part)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flashmla_hub.backends.triton.aot")
     parser.add_argument("--targets", default=",".join((*TARGETS, SMALL)))
+    parser.add_argument("--variants", default=",".join(variants()))
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args(argv)
     if not arguments.json:
         print(f"Triton {triton.__version__}; spill: stack bytes (NVIDIA), registers (AMD)")
         print(f"{'target':8} {'variant':22} {'kernel':18} regs spill  shared   limit resident")
     fits = True
-    for row in table(tuple(arguments.targets.split(","))):
+    for row in table(arguments.targets.split(","), arguments.variants.split(",")):
         fits &= row.fits
         if arguments.json:
             print(json.dumps(asdict(row)), flush=True)

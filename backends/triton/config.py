@@ -58,14 +58,16 @@ class Combine:
 class Target:
     """A class of devices that share tile shapes.
 
-    ``dense`` and ``sparse`` map "at most so many query rows" to a Config; more rows than the
-    largest entry are cut into tiles of that entry.
+    ``dense``, ``sparse`` and ``fp8`` (sparse over an FP8 cache) map "at most so many query rows"
+    to a Config; more rows than the largest entry are cut into tiles of that entry. ``verified``
+    names the card they were measured on; '': compiled only.
     """
 
     shared_memory: int
     dense: tuple[tuple[int, Config], ...]
     sparse: tuple[tuple[int, Config], ...]
-    note: str = ""
+    fp8: tuple[tuple[int, Config], ...]
+    verified: str = ""
 
 
 _CDNA = (("matrix_instr_nonkdim", 16), ("waves_per_eu", 1))
@@ -75,19 +77,13 @@ _SM80 = Target(
     166_912,
     dense=((16, Config(16, 64, 8, 2)), (32, Config(32, 32, 8, 4))),
     sparse=((16, Config(16, 64, 8, 2)), (32, Config(32, 32, 8, 3))),
-    note="compiled, not run",
+    fp8=((16, Config(16, 32, 8, 1)), (32, Config(32, 32, 8, 1))),
 )
 _SM89 = Target(
     101_376,
     dense=((16, Config(16, 32, 8, 3)), (32, Config(32, 16, 8, 3))),
     sparse=((16, Config(16, 32, 8, 3)), (32, Config(32, 16, 8, 3))),
-    note="compiled, not run",
-)
-_SM120 = Target(
-    101_376,
-    dense=((16, Config(16, 32, 8, 3)), (32, Config(32, 16, 8, 3))),
-    sparse=((16, Config(16, 32, 8, 3)), (32, Config(32, 16, 8, 3))),
-    note="compiled, not run",
+    fp8=((16, Config(16, 32, 8, 1)), (32, Config(32, 16, 8, 1))),
 )
 _SM90 = Target(
     232_448,
@@ -101,35 +97,33 @@ _SM90 = Target(
         (32, Config(32, 64, 8, 3)),
         (64, Config(64, 64, 8, 2, break_chain=True, spread=True)),
     ),
-    note="measured on an H100",
-)
-_SM100 = Target(
-    232_448,
-    dense=((16, Config(16, 64, 8, 3)), (32, Config(32, 64, 8, 3))),
-    sparse=((16, Config(16, 64, 8, 3)), (32, Config(32, 64, 8, 3))),
-    note="compiled, not run",
-)
-_GFX942 = Target(
-    65_536,
-    dense=((16, Config(16, 32, 4, 1, options=_CDNA3)), (32, Config(32, 32, 4, 1, options=_CDNA3))),
-    sparse=(
-        (16, Config(16, 32, 4, 1, options=_CDNA3)),
-        (32, Config(32, 32, 4, 1, options=_CDNA3)),
+    fp8=(
+        (16, Config(16, 32, 8, 1)),
+        (32, Config(32, 32, 8, 1)),
+        (64, Config(64, 32, 8, 1, break_chain=True, spread=True)),
     ),
-    note="compiled, not run",
+    verified="H100",
 )
+_SM100 = replace(
+    _SM90,
+    dense=((16, Config(16, 64, 8, 3)), (32, Config(32, 32, 8, 4))),
+    sparse=((16, Config(16, 64, 8, 3)), (32, Config(32, 32, 8, 4))),
+    fp8=((16, Config(16, 32, 8, 1)), (32, Config(32, 32, 8, 1))),
+    verified="",
+)
+_CDNA3_TILES = (
+    (16, Config(16, 32, 4, 1, options=_CDNA3)),
+    (32, Config(32, 32, 4, 1, options=_CDNA3)),
+)
+_GFX942 = Target(65_536, dense=_CDNA3_TILES, sparse=_CDNA3_TILES, fp8=_CDNA3_TILES)
 _GFX950 = Target(
     163_840,
     dense=((16, Config(16, 32, 4, 2, options=_CDNA)), (32, Config(32, 32, 4, 2, options=_CDNA))),
     sparse=((16, Config(16, 32, 4, 2, options=_CDNA)), (32, Config(32, 32, 4, 1, options=_CDNA))),
-    note="compiled, not run",
+    fp8=((16, Config(16, 32, 4, 1, options=_CDNA)), (32, Config(32, 32, 4, 1, options=_CDNA))),
 )
-_SMALL = Target(
-    65_536,
-    dense=((16, Config(16, 32, 4, 1)),),
-    sparse=((16, Config(16, 32, 4, 1)),),
-    note="64 KiB of shared memory; compiled, not run",
-)
+_SMALL_TILES = ((16, Config(16, 16, 4, 1)),)
+_SMALL = Target(65_536, dense=_SMALL_TILES, sparse=_SMALL_TILES, fp8=_SMALL_TILES)
 
 TARGETS: dict[tuple[str, str], Target] = {
     ("nvidia", "sm_80"): _SM80,
@@ -139,9 +133,9 @@ TARGETS: dict[tuple[str, str], Target] = {
     ("nvidia", "sm_90"): _SM90,
     ("nvidia", "sm_100"): _SM100,
     ("nvidia", "sm_103"): _SM100,
-    ("nvidia", "sm_120"): _SM120,
-    ("nvidia", "sm_121"): _SM120,
-    ("amd", "gfx90a"): replace(_GFX942, note="compiled, not run"),
+    ("nvidia", "sm_120"): _SM89,
+    ("nvidia", "sm_121"): _SM89,
+    ("amd", "gfx90a"): _GFX942,
     ("amd", "gfx942"): _GFX942,
     ("amd", "gfx950"): _GFX950,
 }
@@ -169,7 +163,10 @@ def rows_of(key: KernelKey) -> int:
 def config_for(key: KernelKey, device: DeviceInfo) -> Config:
     """The Config for ``key`` on ``device``. Pure; no environment, no clock, no card is asked."""
     target = target_of(device)
-    table = target.dense if key.op == DENSE_DECODE else target.sparse
+    if key.op == DENSE_DECODE:
+        table = target.dense
+    else:
+        table = target.sparse if key.kv_format == "dense" else target.fp8
     rows = rows_of(key)
     config = next((c for most, c in table if rows <= most), table[-1][1])
     hopper = device.vendor == "nvidia" and device.arch == "sm_90"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
+from flashmla_hub.backends.triton import gluon_bound
 from flashmla_hub.backends.triton.combine import combine_kernel
 from flashmla_hub.backends.triton.config import (
     Combine,
@@ -30,7 +31,7 @@ from flashmla_hub.backends.triton.host import (
 )
 from flashmla_hub.backends.triton.launch import Launcher
 from flashmla_hub.device import DeviceInfo
-from flashmla_hub.request import TOKEN_STRIDED, KernelKey
+from flashmla_hub.request import PACKED, TOKEN_STRIDED, KernelKey
 
 BATCH_CLASSES = (256, 2048)  # widths of the vector of lengths; larger batches go in slices
 MAX_TOKENS = 2**31 - 4096
@@ -73,6 +74,11 @@ class DenseKernel(BoundKernel):
         self._main = {
             n: Launcher(dense_kernel, {**main, "BATCH": n}, options) for n in BATCH_CLASSES
         }
+        fn = gluon_bound.gluon_kernel() if config.gluon else None
+        self._gluon = {
+            n: gluon_bound.launcher(fn, key.causal, slack_percent(key), n)
+            for n in (BATCH_CLASSES if fn is not None else ())
+        }
         splits_max = self.splits if key.batch_invariant else self.parts
         smax = 1 << (max(splits_max, 2) - 1).bit_length()
         merge = {**shared, "SMAX": smax}
@@ -98,7 +104,10 @@ class DenseKernel(BoundKernel):
         """What batches of up to 256 launch: name, launcher, argument types."""
         d, f, i = self.dtype, torch.float32, torch.int32
         n = BATCH_CLASSES[0]
-        yield "dense", self._main[n], (d, d, i, i, d, f, f, 1.0, *[1] * 22)
+        if self._gluon:
+            yield "gluon", self._gluon[n], gluon_bound.argument_types(d)
+        if not self._gluon or self.key.kv_strides != PACKED:
+            yield "dense", self._main[n], (d, d, i, i, d, f, f, 1.0, *[1] * 22)
         for (tile, width), launcher in self._combine.items():
             if width == n and self._splits():
                 name = f"combine {tile.rows}x{tile.cols}x{tile.splits}"
@@ -169,6 +178,7 @@ class DenseKernel(BoundKernel):
         scratch = torch.empty(part_rows * (key.d_v + 1), dtype=torch.float32, device=q.device)
         n = BATCH_CLASSES[0] if batch <= BATCH_CLASSES[0] else BATCH_CLASSES[1]
         q_b, q_t, q_h, _ = q.stride()
+        q_strides = (q_b // VECTOR, q_t // VECTOR, q_h // VECTOR)
         kv_page, kv_row, kv_head, _ = kv.stride()
         out_b, out_t, out_h, _ = out.stride()
         tail: tuple[Any, ...] = (
@@ -176,11 +186,19 @@ class DenseKernel(BoundKernel):
             batch, key.s_q, key.h_q // key.h_kv, self.tiles, self.tiles_per_head, self.parts,
             capacity, part_rows, slot_stride,
         )  # fmt: skip
-        self._main[n](
-            (self.parts * self.tiles, 1, 1), q, kv, table, lens, out, lse, scratch, scale,
-            q_b // VECTOR, q_t // VECTOR, q_h // VECTOR,
-            kv_page // VECTOR, kv_row // VECTOR, kv_head // VECTOR, table.stride(0), *tail,
-        )  # fmt: skip
+        page_rows = gluon_bound.pool_rows(kv) if self._gluon else None
+        if page_rows is not None:
+            self._gluon[n](
+                (self.parts * self.tiles, 1, 1), q, *gluon_bound.descriptors(kv, page_rows),
+                table, lens, out, lse, scratch, scale, *q_strides, page_rows, table.stride(0),
+                *tail[:9], self.tiles, self.parts, capacity, part_rows,
+            )  # fmt: skip
+        else:
+            self._main[n](
+                (self.parts * self.tiles, 1, 1), q, kv, table, lens, out, lse, scratch, scale,
+                *q_strides, kv_page // VECTOR, kv_row // VECTOR, kv_head // VECTOR,
+                table.stride(0), *tail,
+            )  # fmt: skip
         if self._splits() and (slot_stride > 1 or not key.batch_invariant):
             tile = self._combine_tile(batch)
             programs = batch if key.batch_invariant else min(batch, self.parts - 1)

@@ -40,42 +40,55 @@ def load_slots(indices, i, count, slots, N: tl.constexpr):
 
 
 @triton.jit
-def load_tile(
+def fetch(
     cache, slot, page_stride, row_stride, cols, cols_r,
-    FORMAT: tl.constexpr, PAGE: tl.constexpr, N: tl.constexpr, DV: tl.constexpr,
-    DR: tl.constexpr, HARDWARE: tl.constexpr, dtype: tl.constexpr,
+    FORMAT: tl.constexpr, PAGE: tl.constexpr, DV: tl.constexpr, DR: tl.constexpr,
 ):  # fmt: skip
-    """``(kc, kr)`` of the tokens in ``slot``; zeros where it is -1, which also keeps NaN in
-    unused slots away from V. Strides in elements of the cache (bytes for the FP8 layouts)."""
+    """The stored parts ``(values, scales, rope)`` of the tokens in ``slot``; zeros where it is -1,
+    which also keeps NaN in unused slots away from V. Strides in elements of the cache (bytes for
+    the FP8 layouts). A part that the layout lacks repeats another one."""
     ok = slot >= 0
     safe = tl.maximum(slot, 0)
     page = cache + tl.cast(safe // PAGE, tl.int64) * page_stride
     if FORMAT == "dense":
         token = page + tl.cast(safe % PAGE, tl.int64) * row_stride
-        kc = tl.load(token[:, None] + cols[None, :], mask=ok[:, None], other=0.0)
-        kr = kc
+        values = tl.load(token[:, None] + cols[None, :], mask=ok[:, None], other=0.0)
+        scales = values
+        rope = values
         if DR > 0:
-            kr = tl.load(token[:, None] + (DV + cols_r)[None, :], mask=ok[:, None], other=0.0)
+            rope = tl.load(token[:, None] + (DV + cols_r)[None, :], mask=ok[:, None], other=0.0)
     elif FORMAT == "v32":
         token = page + tl.cast(safe % PAGE, tl.int64) * row_stride
-        raw = tl.load(token[:, None] + cols[None, :], mask=ok[:, None], other=0)
-        groups = (token + 512).to(tl.pointer_type(tl.float32))
-        at = groups[:, None] + tl.arange(0, 4)[None, :]
-        scale = tl.load(at, mask=ok[:, None], other=0.0)
-        value = tl.reshape(e4m3_to_float(raw, HARDWARE), (N, 4, 128)) * scale[:, :, None]
-        kc = tl.reshape(value, (N, DV)).to(dtype)
-        rope = (token + 528).to(tl.pointer_type(tl.bfloat16))
-        kr = tl.load(rope[:, None] + cols_r[None, :], mask=ok[:, None], other=0.0)
+        values = tl.load(token[:, None] + cols[None, :], mask=ok[:, None], other=0)
+        at = (token + 512).to(tl.pointer_type(tl.float32))[:, None] + tl.arange(0, 4)[None, :]
+        scales = tl.load(at, mask=ok[:, None], other=0.0)
+        at = (token + 528).to(tl.pointer_type(tl.bfloat16))[:, None] + cols_r[None, :]
+        rope = tl.load(at, mask=ok[:, None], other=0.0)
     else:
         tl.static_assert(FORMAT == "model1")
         token = page + (safe % PAGE) * 576
         nope = ok[:, None] & (cols < 448)[None, :]
-        raw = tl.load(token[:, None] + cols[None, :], mask=nope, other=0)
+        values = tl.load(token[:, None] + cols[None, :], mask=nope, other=0)
         group = tl.arange(0, 8)
         at = page[:, None] + (PAGE * 576 + (safe % PAGE)[:, None] * 8 + group[None, :])
-        scale = ue8m0_to_float(tl.load(at, mask=ok[:, None] & (group < 7)[None, :], other=0))
-        value = tl.reshape(e4m3_to_float(raw, HARDWARE), (N, 8, 64)) * scale[:, :, None]
-        kc = tl.reshape(value, (N, DV)).to(dtype)
-        rope = (token + 448).to(tl.pointer_type(tl.bfloat16))
-        kr = tl.load(rope[:, None] + cols_r[None, :], mask=ok[:, None], other=0.0)
-    return kc, kr
+        scales = tl.load(at, mask=ok[:, None] & (group < 7)[None, :], other=0)
+        at = (token + 448).to(tl.pointer_type(tl.bfloat16))[:, None] + cols_r[None, :]
+        rope = tl.load(at, mask=ok[:, None], other=0.0)
+    return values, scales, rope
+
+
+@triton.jit
+def dequantize(
+    values, scales, FORMAT: tl.constexpr, N: tl.constexpr, DV: tl.constexpr,
+    HARDWARE: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """``kc`` of a fetched tile: e4m3 times scale in float32, rounded once."""
+    if FORMAT == "dense":
+        kc = values
+    elif FORMAT == "v32":
+        grouped = tl.reshape(e4m3_to_float(values, HARDWARE), (N, 4, DV // 4))
+        kc = tl.reshape(grouped * scales[:, :, None], (N, DV)).to(dtype)
+    else:
+        grouped = tl.reshape(e4m3_to_float(values, HARDWARE), (N, 8, DV // 8))
+        kc = tl.reshape(grouped * ue8m0_to_float(scales)[:, :, None], (N, DV)).to(dtype)
+    return kc

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,29 @@ import torch
 from flashmla_hub.errors import NotSupportedError
 
 Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """Stands for a TMA descriptor argument where a kernel is compiled without one."""
+
+    dtype: torch.dtype
+    block: tuple[int, int]
+
+    def real(self) -> Any:
+        rows, cols = self.block
+        return gluon_descriptor(torch.empty(rows, cols, dtype=self.dtype, device="cuda"), self.block)
+
+
+def gluon_descriptor(tensor: torch.Tensor, block: tuple[int, int]) -> Any:
+    """A Hopper TMA descriptor of a 2-D tensor for Gluon: blocks of 16-bit values, 128-byte swizzle."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    return TensorDescriptor(
+        tensor, list(tensor.shape), list(tensor.stride()), list(block),
+        gl.NVMMASharedLayout(128, 16, rank=2),
+    )  # fmt: skip
 
 
 class Launcher:
@@ -38,6 +62,7 @@ class Launcher:
         """Compile for arguments like ``args`` (torch dtypes stand for tensors) and load it."""
         with self._lock:
             if self._kernel is None:
+                args = tuple(a.real() if isinstance(a, Descriptor) else a for a in args)
                 kernel = self.fn.warmup(
                     *args, grid=(1, 1, 1), **self.constants, **self.options
                 )

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from flashmla_hub.backends.triton import softmax
 from flashmla_hub.backends.triton.combine import merge_splits
-from flashmla_hub.backends.triton.kv import load_slots, load_tile
+from flashmla_hub.backends.triton.kv import dequantize, fetch, load_slots
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -16,14 +16,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _attend(
-    qc, qr, m, total, acc, acc_r, slot, cache, page_stride, row_stride, scale, cols, cols_r,
-    PAGE: tl.constexpr, FORMAT: tl.constexpr, N: tl.constexpr, DV: tl.constexpr,
-    DR: tl.constexpr, HARDWARE: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr,
+    qc, qr, m, total, acc, acc_r, slot, kc, kr, scale,
+    V_ROPE: tl.constexpr, DR: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
-    kc, kr = load_tile(
-        cache, slot, page_stride, row_stride, cols, cols_r,
-        FORMAT, PAGE, N, DV, DR, HARDWARE, qc.dtype,
-    )  # fmt: skip
     if DR > 0 and BREAK:
         x = tl.dot(qr, tl.trans(kr)) * scale + tl.dot(qc, tl.trans(kc)) * scale
     elif DR > 0:
@@ -43,8 +38,55 @@ def _attend(
         p, alpha, m, total = softmax.step(x, m, total, SPREAD)
         p = p.to(kc.dtype)
     acc = tl.dot(p, kc, acc * alpha[:, None])
-    if FORMAT == "model1":
+    if V_ROPE:
         acc_r = tl.dot(p, kr, acc_r * alpha[:, None])
+    return m, total, acc, acc_r
+
+
+@triton.jit
+def _sweep(
+    qc, qr, m, total, acc, acc_r, indices, first, end, count, slots, cache, page_stride, row_stride,
+    scale, cols, cols_r,
+    PAGE: tl.constexpr, FORMAT: tl.constexpr, N: tl.constexpr, DV: tl.constexpr,
+    DR: tl.constexpr, HARDWARE: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """Attend to blocks [first, end) of one list.
+
+    Unquantised tiles go through Triton's pipeline (which takes its depth from the compiler
+    option: with a depth on the loop itself it would pipeline the loads of the slots as well, and
+    then no tile). FP8 tiles it leaves alone: they are fetched a block ahead into registers, and
+    their slots two blocks ahead.
+    """
+    V_ROPE: tl.constexpr = FORMAT == "model1"
+    count = tl.minimum(count, end * N)
+    slot = load_slots(indices, first, count, slots, N)
+    if FORMAT == "dense":
+        for i in tl.range(first, end):
+            here = slot
+            slot = load_slots(indices, i + 1, count, slots, N)
+            kc, _, kr = fetch(
+                cache, here, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
+            )
+            m, total, acc, acc_r = _attend(
+                qc, qr, m, total, acc, acc_r, here, kc, kr, scale, V_ROPE, DR, BREAK, SPREAD
+            )
+    else:
+        after = load_slots(indices, first + 1, count, slots, N)
+        values, scales, rope = fetch(
+            cache, slot, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
+        )
+        for i in tl.range(first, end, num_stages=1):
+            here = slot
+            slot = after
+            after = load_slots(indices, i + 2, count, slots, N)
+            kc = dequantize(values, scales, FORMAT, N, DV, HARDWARE, qc.dtype)
+            kr = rope
+            values, scales, rope = fetch(
+                cache, slot, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
+            )
+            m, total, acc, acc_r = _attend(
+                qc, qr, m, total, acc, acc_r, here, kc, kr, scale, V_ROPE, DR, BREAK, SPREAD
+            )
     return m, total, acc, acc_r
 
 
@@ -92,7 +134,7 @@ def sparse_kernel(
     FORMAT: tl.constexpr, NOPE: tl.constexpr, DV: tl.constexpr, DR: tl.constexpr,
     H: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr, EXTRA_PAGE: tl.constexpr,
     COUNTS: tl.constexpr, EXTRA_COUNTS: tl.constexpr, HAS_SINK: tl.constexpr,
-    HAS_MAX: tl.constexpr, STAGES: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr,
+    HAS_MAX: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr,
     HARDWARE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (query * tiles + row tile, split): a range of the blocks of both lists.
@@ -146,28 +188,21 @@ def sparse_kernel(
     cache = kv + tl.cast(head_kv, tl.int64) * kv_head * unit
     page_stride = tl.cast(kv_page, tl.int64) * unit
     row_stride = tl.cast(kv_row, tl.int64) * unit
-    slot = load_slots(row, lo, count, slots, N)
-    for i in tl.range(lo, tl.minimum(hi, blocks), num_stages=STAGES):
-        here = slot
-        slot = load_slots(row, i + 1, count, slots, N)  # a block ahead: keeps the pipeline deep
-        m, total, acc, acc_r = _attend(
-            qc, qr, m, total, acc, acc_r, here, cache, page_stride, row_stride, scale, cols,
-            cols_r, PAGE, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
-        )  # fmt: skip
+    m, total, acc, acc_r = _sweep(
+        qc, qr, m, total, acc, acc_r, row, lo, tl.minimum(hi, blocks), count, slots, cache,
+        page_stride, row_stride, scale, cols, cols_r,
+        PAGE, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
+    )  # fmt: skip
     if EXTRA_PAGE > 0:
         row = extra_indices + tl.cast(b, tl.int64) * extra_index_b
         row += tl.cast(t, tl.int64) * extra_index_t
         page_stride = tl.cast(extra_page, tl.int64) * unit
         row_stride = tl.cast(extra_row, tl.int64) * unit
-        first = tl.maximum(lo - blocks, 0)
-        slot = load_slots(row, first, extra_count, extra_slots, N)
-        for i in tl.range(first, hi - blocks, num_stages=STAGES):
-            here = slot
-            slot = load_slots(row, i + 1, extra_count, extra_slots, N)
-            m, total, acc, acc_r = _attend(
-                qc, qr, m, total, acc, acc_r, here, extra_kv, page_stride, row_stride, scale, cols,
-                cols_r, EXTRA_PAGE, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
-            )  # fmt: skip
+        m, total, acc, acc_r = _sweep(
+            qc, qr, m, total, acc, acc_r, row, tl.maximum(lo - blocks, 0), hi - blocks,
+            extra_count, extra_slots, extra_kv, page_stride, row_stride, scale, cols, cols_r,
+            EXTRA_PAGE, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
+        )  # fmt: skip
 
     inv, log_sum, alive = softmax.finish(m, total, SPREAD)
     o = acc * inv[:, None]

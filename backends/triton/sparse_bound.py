@@ -59,12 +59,15 @@ class SparseKernel(BoundKernel):
             "EXTRA_PAGE": key.extra_page_block_size if key.extra_topk else 0,
             "COUNTS": key.topk_length,
             "EXTRA_COUNTS": key.extra_topk_length,
-            "STAGES": config.num_stages,
             "BREAK": config.break_chain,
             "SPREAD": config.spread,
             "HARDWARE": config.hardware_fp8,
         }
-        options = {"num_warps": config.num_warps, **dict(config.options)}
+        options = {
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+            **dict(config.options),
+        }
         self._main = Launcher(sparse_kernel, main, options)
         merge = {**flags, "DV": key.d_v, "H": config.block_h, "SMAX": MAX_SPLITS}
         self._combine = {
@@ -102,7 +105,7 @@ class SparseKernel(BoundKernel):
     def launchers(self) -> Iterator[tuple[str, Launcher, tuple[Any, ...]]]:
         """What a call may launch: name, launcher, argument types."""
         d, c, f, i = self.dtype, self.cache_dtype, torch.float32, torch.int32
-        yield "sparse", self._main, (d, c, i, i, c, i, i, f, d, f, f, f, 1.0, *[1] * 25)
+        yield "sparse", self._main, (d, c, i, i, c, i, i, f, d, f, f, f, 1.0, *[1] * 29)
         for tile, launcher in self._combine.items():
             name = f"combine {tile.rows}x{tile.cols}x{tile.splits}"
             yield name, launcher, (f, f, d, f, f, *[1] * 12)
