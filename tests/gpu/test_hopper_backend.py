@@ -1,4 +1,4 @@
-"""The Hopper backend's host side on the card: build, capture, streams, threads, compile, devices."""
+"""The Hopper backend's host side on the card: build, capture, streams, threads, compile."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from flashmla_hub.backends.hopper.build import cache_key
 from flashmla_hub.backends.hopper.compilers import find_compilers
 from flashmla_hub.backends.hopper.plugin import HopperBackend
 from flashmla_hub.backends.hopper.store import CubinStore, Entry
+from flashmla_hub.backends.hopper.units import Unit
 from flashmla_hub.backends.hopper.variants import Variant
 from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.request import KernelKey
@@ -238,15 +239,17 @@ def test_compiled_once_then_loaded_from_disk_also_by_another_process() -> None:
     assert "nvrtc" not in done.stdout
 
 
-def test_a_cubin_this_driver_refuses_is_replaced_and_noted() -> None:
+def test_a_cubin_this_driver_refuses_is_replaced_and_noted(tmp_path: Path) -> None:
     unit, folder = Variant().decode, config.current().cache_dir / "hopper"
     store = CubinStore(folder)
     digest = unit.digest()
     compilers, reasons = find_compilers()
     if not compilers:
         pytest.skip("; ".join(reasons))
+    (tmp_path / "other.cu").write_text('extern "C" __global__ void fmh_dense_decode() {}\n')
+    foreign = compilers[0].compile(Unit("other", "other.cu", arch="sm_80"), tmp_path).cubin
     key = cache_key(digest, compilers[0].fingerprint)
-    store.save(key, Entry(unit.name, digest, compilers[0].fingerprint, b"\x7fELF no cubin at all"))
+    store.save(key, Entry(unit.name, digest, compilers[0].fingerprint, foreign))
     backend = HopperBackend()
     device = api.resolve_device(torch.device("cuda"))
     kernel = backend.bind(KernelKey(), device)
