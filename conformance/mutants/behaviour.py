@@ -110,13 +110,6 @@ class ReturnsInputView(HonestKernel):
         return args[0][..., : self.key.d_v].copy_(out), lse
 
 
-class OutIgnored(HonestKernel):
-    """Returns tensors of its own whatever ``out`` says."""
-
-    def dense(self, *args: Any) -> Any:
-        return super().dense(*args[:5], None, None, args[7])
-
-
 class Float32Out(HonestKernel):
     """Returns out in float32 where it allocates it, and has it copied where not."""
 

@@ -181,6 +181,9 @@ class MinusOneIsSlot0(HonestKernel):
         ok = super().valid(indices, slots, limit)
         return ok | ((indices == -1) & super().valid(torch.zeros_like(indices), slots, limit))
 
+    def pick(self, cache: Tensor, indices: Tensor, valid: Tensor, kv_format: str) -> Tensor:
+        return super().pick(cache, indices.clamp(min=0), valid, kv_format)
+
 
 class OnlyMinusOneInvalid(HonestKernel):
     """Any other value out of range is clamped into the cache and read."""

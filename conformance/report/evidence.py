@@ -61,7 +61,7 @@ def build_statement(run: RunResult) -> dict[str, Any]:
             selected=meta.selected,
             seed=meta.seed,
             isolated=meta.isolated,
-            argv=meta.argv,
+            argv=tuple(Path(word).name for word in meta.argv[:1]) + meta.argv[1:],
             started=meta.started,
             ended=meta.ended,
         ),

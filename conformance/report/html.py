@@ -100,7 +100,9 @@ def render(run: RunResult, statement: Mapping[str, Any]) -> str:
 
 
 def segments(level: LevelResult) -> list[tuple[str, str, int, float]]:
-    """(css class, word, count, percent) of a level's bar."""
+    """(css class, word, count, percent) of a level's bar; none for a level that was not run."""
+    if level.why_not.startswith("not run"):
+        return []
     parts = (
         ("ok", "native", level.native),
         ("rewritten", "through a rewrite", level.rewritten),
