@@ -38,6 +38,7 @@ def entry_points() -> dict[str, list[str]]:
     return {
         "console_scripts": ["flashmla-hub = flashmla_hub.cli:main"],
         "flashmla_hub.backends": [f"{name} = {value}" for name, value in table.items()],
+        "pytest11": ["flashmla_hub_conformance = _flashmla_hub_pytest"],
         "vllm.general_plugins": ["flashmla_hub = flashmla_hub.engines.vllm:register"],
         "sglang.srt.plugins": ["flashmla_hub = flashmla_hub.engines.sglang:register"],
     }
@@ -65,12 +66,13 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=names,
+    py_modules=["_flashmla_hub_pytest"],
     package_dir=directories,
     package_data={
         "flashmla_hub": ["py.typed"],
         "flashmla_hub.cli": ["templates/**/*"],
         "flashmla_hub.csrc": ["**/*.cu", "**/*.h", "**/*.cuh", "*.md"],
-        "flashmla_hub.conformance": ["**/*.txt", "**/*.json", "**/*.html", "**/*.css", "**/*.js"],
+        "flashmla_hub.conformance": ["**/*.txt", "**/*.json", "**/*.j2", "**/*.css", "**/*.js"],
         "flashmla_hub.backends": ["**/*.json", "**/*.cubin"],
     },
     install_requires=["torch>=2.6", "pluggy>=1.5", "rich>=13", "numpy>=1.26"],

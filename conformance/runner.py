@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from flashmla_hub import NoBackendError
 from flashmla_hub.conformance import (
     CONTRACT_VERSION,
     GENERATOR_VERSION,
@@ -52,8 +53,14 @@ def run(
         options: see :class:`Options`.
         observe: told (number done, number of all, result) after each case.
         cases: instead of the level's own.
+
+    Raises:
+        NoBackendError: the backend does not run on this device or machine.
     """
     subject = subject_of(target, options.device, call)
+    if isinstance(subject, BackendSubject) and subject.missing():
+        reasons = "; ".join(subject.missing())
+        raise NoBackendError(f"backend {target!r} cannot be judged on {options.device}: {reasons}")
     asked = selected(cases_of(options.level) if cases is None else cases, options)
     started = _now()
     if options.isolate:

@@ -107,7 +107,10 @@ class BackendSubject:
         self.declarations: tuple[Capabilities, ...] = self.backend.capabilities(self.info)
 
     def missing(self) -> tuple[str, ...]:
-        """What this machine lacks for the backend."""
+        """Why nothing can be judged here: another device, or what this machine lacks."""
+        if not any(not d.device_reasons(self.info) for d in self.declarations):
+            classes = dict.fromkeys(str(c) for d in self.declarations for c in d.devices)
+            return (f"takes {', '.join(classes) or 'no device'}; here: {self.info}",)
         return tuple(self.backend.environment_reasons(self.info))
 
     def claim(self, case: Case) -> Claim:

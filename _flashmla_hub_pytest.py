@@ -1,0 +1,18 @@
+"""pytest's way in to ``pytest --pyargs flashmla_hub.conformance --backend NAME``.
+
+pytest reads the options of a package named with --pyargs too late, so they come from an entry
+point. Entry points are imported by every pytest run of the machine: this module stands outside
+the package, which would bring torch, and adds nothing unless the kit was asked for by name.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def pytest_addoption(parser: Any) -> None:
+    if any(argument.startswith("flashmla_hub.conformance") for argument in sys.argv[1:]):
+        from flashmla_hub.conformance.options import add
+
+        add(parser)
