@@ -71,9 +71,7 @@ def build(backend: ModuleType, t: SimpleNamespace, dcp: int = 1, rank: int = 0) 
         slot_mapping=torch.zeros(batch * case.s_q, dtype=torch.int64, device="cuda"),
         block_table_tensor=t.table,
         seq_lens=t.lengths,
-        dcp_local_seq_lens=None
-        if dcp == 1
-        else parallel.local_seq_lens(t.lengths, dcp, rank),
+        dcp_local_seq_lens=None if dcp == 1 else parallel.local_seq_lens(t.lengths, dcp, rank),
     )
     return impl, builder.build(0, common)
 
@@ -114,9 +112,7 @@ def test_a_step_under_capture(backend: ModuleType, s_q: int, heads: int) -> None
 
 @pytest.mark.parametrize("s_q", [1, 3])
 @pytest.mark.parametrize("world", [2, 4])
-def test_shards_of_one_cache_merge_to_the_whole(
-    backend: ModuleType, world: int, s_q: int
-) -> None:
+def test_shards_of_one_cache_merge_to_the_whole(backend: ModuleType, world: int, s_q: int) -> None:
     """Every rank's step on this one card; lopsided and empty shards among them."""
     case = Case((1, 2, 65, 130, 1000), s_q=s_q, h_q=16, family="peaked", seed=world)
     t = make(case)

@@ -11,15 +11,14 @@
 namespace fmh {
 
 constexpr int kCombineThreads = 256;
-// Fragment 0 has a slot of its own, fragment j > 0 lies at first + j * step.
+constexpr int kCombineWarps = kCombineThreads / 32;
+// The fragments of a request: the first at slot row `first`, fragment j > 0 at `rest + j * step`
+// (in rows of the workspace; 32 bits: it stays below 2^32 elements).
 struct Fragments {
   int request, count;
-  int slot0, first, step;
+  u32 first, rest, step;
 
-  // 32 bits: the workspace stays below 2^32 elements.
-  FMH_DEVICE u32 row(const DenseDecodeParams& p, int j, int row) const {
-    return (u32)(j == 0 ? slot0 : first + j * step) * (u32)(p.lanes * p.tile_rows) + row;
-  }
+  FMH_DEVICE u32 row(int j) const { return j == 0 ? first : rest + j * step; }
 };
 
 // A row of a slot. Rows past a tile's last live one are merged like any other (their slots hold
@@ -58,7 +57,7 @@ FMH_DEVICE float warp_sum(float v) {
 
 FMH_DEVICE float2 load_max_sum(const DenseDecodeParams& p, const Fragments& f, int j, int row) {
   if (j >= f.count) return make_float2(kNoMax, 0.f);
-  return __ldcg((const float2*)p.partial_ml + f.row(p, j, row));
+  return __ldcg((const float2*)p.partial_ml + (f.row(j) + row));
 }
 
 FMH_DEVICE void store_lse(const DenseDecodeParams& p, const RowPlace& place, int request,
@@ -66,93 +65,135 @@ FMH_DEVICE void store_lse(const DenseDecodeParams& p, const RowPlace& place, int
   *place.lse(p, request) = sum > 0 ? kLn2 * (maximum + log2_approx(sum)) : infinity();
 }
 
-// Two rows a unit, four columns a thread, eight fragments in flight.
-FMH_DEVICE void combine_few(const DenseDecodeParams& p, const Fragments& f, int unit) {
-  const int thread = threadIdx.x, lane = thread & 31;
-  const int slot_row = unit * 2 + (thread >> 7), column = (thread & 127) * 4;
+// A warp merges one of kSlices column slices of a row. Eight 16-byte loads are in flight in each
+// lane: 4 / kSlices columns vectors of 2 * kSlices fragments.
+template <int kSlices>
+FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, int slice_of_rows) {
+  constexpr int kVectors = 4 / kSlices, kFlight = 2 * kSlices;
+  const int lane = threadIdx.x & 31;
+  const int slot_row = slice_of_rows / kSlices, slice = slice_of_rows % kSlices;
   if (slot_row >= p.lanes * p.tile_rows) return;
-  const float2 ml = load_max_sum(p, f, lane, slot_row);
+  const int column = slice * (kDimV / kSlices) + lane * 4;
+  const float* source = p.partial_out + (slot_row * (u32)kDimV + column);
   const float4 zero = make_float4(0, 0, 0, 0);
-  float4 x[8], total = zero;
+  const float2 ml = load_max_sum(p, f, lane, slot_row);
+  float4 x[kFlight][kVectors], total[kVectors];
+  const auto load = [&](int j0) {
 #pragma unroll
-  for (int j = 0; j < 8; j++) {
-    x[j] = j < f.count ? load4(p.partial_out + f.row(p, j, slot_row) * kDimV + column) : zero;
-  }
+    for (int j = 0; j < kFlight; j++) {
+      const float* row = source + f.row(j0 + j) * (u32)kDimV;
+#pragma unroll
+      for (int v = 0; v < kVectors; v++) x[j][v] = j0 + j < f.count ? load4(row + v * 128) : zero;
+    }
+  };
+  load(0);
   const float maximum = warp_max(ml.x);
   const float factor = lane < f.count ? exp2_approx(ml.x - maximum) : 0.f;
   const float sum = warp_sum(factor * ml.y);
+#pragma unroll
+  for (int v = 0; v < kVectors; v++) total[v] = zero;
 #pragma unroll 1
   for (int j0 = 0;;) {
 #pragma unroll
-    for (int j = 0; j < 8; j++) add_scaled(total, __shfl_sync(kAllLanes, factor, j0 + j), x[j]);
-    j0 += 8;
-    if (j0 >= f.count) break;
+    for (int j = 0; j < kFlight; j++) {
+      const float w = __shfl_sync(kAllLanes, factor, j0 + j);
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-      x[j] = j0 + j < f.count
-                 ? load4(p.partial_out + f.row(p, j0 + j, slot_row) * kDimV + column)
-                 : zero;
+      for (int v = 0; v < kVectors; v++) add_scaled(total[v], w, x[j][v]);
     }
+    j0 += kFlight;
+    if (j0 >= f.count) break;
+    load(j0);
   }
   const CombineRow r(p, slot_row);
   if (!r.exists()) return;
   const float inverse = sum > 0 ? 1.f / sum : 0.f;
   const RowPlace place(p, r.tile, r.row);
-  *(uint2*)(place.out(p, f.request) + column) = make_uint2(
-      pack(total.x * inverse, total.y * inverse), pack(total.z * inverse, total.w * inverse));
-  if ((thread & 127) == 0) store_lse(p, place, f.request, maximum, sum);
+  u16* out = place.out(p, f.request) + column;
+#pragma unroll
+  for (int v = 0; v < kVectors; v++) {
+    *(uint2*)(out + v * 128) = make_uint2(pack(total[v].x * inverse, total[v].y * inverse),
+                                          pack(total[v].z * inverse, total[v].w * inverse));
+  }
+  if (slice == 0 && lane == 0) store_lse(p, place, f.request, maximum, sum);
+}
+
+// Up to 32 fragments. The fewer there are, the more columns a warp takes.
+constexpr int kFew = 32;
+
+FMH_DEVICE int few_slices(int fragments) { return fragments <= 2 ? 1 : fragments <= 4 ? 2 : 4; }
+
+// Units of a CTA, a warp's slice each.
+FMH_DEVICE int few_units(const DenseDecodeParams& p, int fragments) {
+  const int slices = p.lanes * p.tile_rows * few_slices(fragments);
+  return (slices + kCombineWarps - 1) / kCombineWarps;
+}
+
+FMH_DEVICE void combine_few(const DenseDecodeParams& p, const Fragments& f, int unit) {
+  const int slice = uniform(unit * kCombineWarps + (threadIdx.x >> 5));
+  switch (few_slices(f.count)) {
+    case 1: return combine_slice<1>(p, f, slice);
+    case 2: return combine_slice<2>(p, f, slice);
+    default: return combine_slice<4>(p, f, slice);
+  }
 }
 
 #if FMH_BATCH_INVARIANT
 
 // Every request's chunks lie in its own slots; how many there are follows from its length.
 FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
-  const int units = (p.lanes * p.tile_rows + 1) / 2;
+  const int units = few_units(p, kFew);
 #pragma unroll 1
   for (int i = blockIdx.x; i < p.batch * units; i += gridDim.x) {
     const int request = i / units;
-    const int blocks = length_blocks(request_length(p, request));
+    const int blocks = uniform(request_blocks(p, request));
     const int chunk = chunk_blocks(p, blocks);
     if (blocks <= chunk) continue;
-    const int first = request * p.max_chunks;
-    const Fragments f{request, (blocks + chunk - 1) / chunk, first, first, 1};
-    combine_few(p, f, i - request * units);
+    const u32 slot_rows = p.lanes * p.tile_rows, first = request * p.max_chunks * slot_rows;
+    const Fragments f{request, (blocks + chunk - 1) / chunk, first, first, slot_rows};
+    if (i - request * units < few_units(p, f.count)) combine_few(p, f, i - request * units);
   }
 }
 
 #else
 
-constexpr int kFew = 32;          // up to this many fragments: a lane of a warp for each
-constexpr int kMany = kMaxParts;  // fragments of one request, at most one a part
-constexpr int kManyGroups = 16;   // groups of 16 threads that share the fragments of a row
-constexpr int kManyRounds = (kMany + kManyGroups - 1) / kManyGroups;
+// More fragments: a unit is a row and a slice of columns; kGroups groups of threads take every
+// kGroups-th fragment each, nine loads in flight, and meet in shared memory.
+constexpr int kManyRounds = 9;
 
-// A row and 64 columns a unit: 16 groups of threads take every 16th fragment.
+FMH_DEVICE constexpr int many_columns(int groups) { return 4 * kCombineThreads / groups; }
+
+// Eight groups halve the units where they suffice (up to 72 fragments); 16 reach kMaxParts.
+FMH_DEVICE int many_groups(int fragments) { return fragments <= 8 * kManyRounds ? 8 : 16; }
+static_assert(16 * kManyRounds >= kMaxParts, "a request has at most one fragment a part");
+
+template <int kGroups>
 FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int unit,
                              float4 (&shared)[kCombineThreads]) {
+  constexpr int kColumns = many_columns(kGroups), kSlices = kDimV / kColumns;
+  constexpr int kLaneRounds = (kGroups * kManyRounds + 31) / 32;
   const int thread = threadIdx.x, lane = thread & 31;
-  const int slot_row = unit >> 3, slice = unit & 7;
-  const int group = thread >> 4, column = slice * 64 + (thread & 15) * 4;
-  constexpr int kLanesRounds = (kMany + 31) / 32;
-  float2 ml[kLanesRounds];
+  const int slot_row = unit / kSlices, first_column = unit % kSlices * kColumns;
+  const int group = thread / (kCombineThreads / kGroups);
+  const int column = first_column + thread % (kCombineThreads / kGroups) * 4;
+  float2 ml[kLaneRounds];
   float maximum = kNoMax;
 #pragma unroll
-  for (int k = 0; k < kLanesRounds; k++) {
+  for (int k = 0; k < kLaneRounds; k++) {
     ml[k] = load_max_sum(p, f, lane + 32 * k, slot_row);
     maximum = fmaxf(maximum, ml[k].x);
   }
   const float4 zero = make_float4(0, 0, 0, 0);
   float4 x[kManyRounds];
-  const float* source = p.partial_out + column;
+  const float* source = p.partial_out + (slot_row * (u32)kDimV + column);
 #pragma unroll
   for (int i = 0; i < kManyRounds; i++) {
-    const int j = i * kManyGroups + group;
-    x[i] = j < f.count ? load4(source + f.row(p, j, slot_row) * kDimV) : zero;
+    const int j = i * kGroups + group;
+    x[i] = j < f.count ? load4(source + f.row(j) * (u32)kDimV) : zero;
   }
   maximum = warp_max(maximum);
-  float factor[kLanesRounds], sum = 0;
+  float factor[kLaneRounds], sum = 0;
 #pragma unroll
-  for (int k = 0; k < kLanesRounds; k++) {  // no fragment: maximum kNoMax, sum 0, never added
+  for (int k = 0; k < kLaneRounds; k++) {  // no fragment: maximum kNoMax, sum 0, never added
     factor[k] = exp2_approx(ml[k].x - maximum);
     sum += factor[k] * ml[k].y;
   }
@@ -160,26 +201,32 @@ FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int
   float4 total = zero;
 #pragma unroll
   for (int i = 0; i < kManyRounds; i++) {
-    const int j = i * kManyGroups + group;
-    add_scaled(total, __shfl_sync(kAllLanes, factor[i >> 1], j & 31), x[i]);
+    const int j = i * kGroups + group;
+    add_scaled(total, __shfl_sync(kAllLanes, factor[i * kGroups / 32], j & 31), x[i]);
   }
   shared[thread] = total;
   __syncthreads();
   const CombineRow r(p, slot_row);
-  if (thread < 32 && r.exists()) {
+  if (thread < kColumns / 2 && r.exists()) {
     const RowPlace place(p, r.tile, r.row);
     const float inverse = sum > 0 ? 1.f / sum : 0.f;
-    const float* columns = (const float*)shared;
+    const float2* columns = (const float2*)shared + thread;
     float a = 0, b = 0;
 #pragma unroll
-    for (int i = 0; i < kManyGroups; i++) {
-      a += columns[i * 64 + 2 * thread];
-      b += columns[i * 64 + 2 * thread + 1];
+    for (int i = 0; i < kGroups; i++) {
+      const float2 v = columns[i * (kColumns / 2)];
+      a += v.x;
+      b += v.y;
     }
-    *(u32*)(place.out(p, f.request) + slice * 64 + 2 * thread) = pack(a * inverse, b * inverse);
-    if (thread == 0 && slice == 0) store_lse(p, place, f.request, maximum, sum);
+    u16* out = place.out(p, f.request) + first_column + 2 * thread;
+    *(u32*)out = pack(a * inverse, b * inverse);
+    if (thread == 0 && first_column == 0) store_lse(p, place, f.request, maximum, sum);
   }
   __syncthreads();
+}
+
+FMH_DEVICE int many_units(const DenseDecodeParams& p, int fragments) {
+  return p.lanes * p.tile_rows * (kDimV / many_columns(many_groups(fragments)));
 }
 
 // Parts announce the requests that they split; the units of all of them form one line.
@@ -194,7 +241,7 @@ FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
   int units = 0;
   if (thread < p.parts) {
     mine = __ldcg((const int2*)p.part_info + thread);
-    if (mine.y > 1) units = mine.y <= kFew ? (slot_rows + 1) / 2 : slot_rows * 8;
+    if (mine.y > 1) units = mine.y <= kFew ? few_units(p, mine.y) : many_units(p, mine.y);
   }
   int sum = inclusive_scan(units, lane);
   if (lane == 31) warp_total[warp] = sum;
@@ -217,12 +264,17 @@ FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
     for (int step = kCombineThreads / 2; step; step >>= 1) {
       if (through[part + step - 1] <= unit) part += step;
     }
+    part = uniform(part);
     const int local = unit - (part ? through[part - 1] : 0);
-    const Fragments f{info[part].x, info[part].y, 2 * part + 1, 2 * part, 2};
+    const u32 slot = 2 * part * slot_rows;  // schedule.h: FragmentWalk::slot
+    const Fragments f{info[part].x, uniform(info[part].y), slot + slot_rows, slot,
+                      2u * slot_rows};
     if (f.count <= kFew) {
       combine_few(p, f, local);
+    } else if (many_groups(f.count) == 8) {
+      combine_many<8>(p, f, local, shared);
     } else {
-      combine_many(p, f, local, shared);
+      combine_many<16>(p, f, local, shared);
     }
   }
 }

@@ -18,6 +18,21 @@ FMH_DEVICE void init_barriers() {
   barrier_init_fence();
 }
 
+// Q boxes of fewer than 64 rows leave the rest of each column tile as it is: zeros then, for
+// leftovers may be NaN, whose moving maxima would make every block rescale.
+FMH_DEVICE void clear_dead_rows(char* smem, int tile_rows) {
+  const int chunks = (kTileRows - tile_rows) * 8;  // of 16 bytes, in a column tile
+#pragma unroll 1
+  for (int i = threadIdx.x; i < chunks; i += kThreads) {
+    char* at = smem + kOffsetQ + tile_rows * 128 + i * 16;
+#pragma unroll
+    for (int t = 0; t < kColumnTiles; t++) {
+      *(uint4*)(at + t * kTileBytes) = make_uint4(0, 0, 0, 0);
+    }
+  }
+  proxy_fence();
+}
+
 }  // namespace fmh
 
 extern "C" __global__ void __launch_bounds__(fmh::kThreads, 1)
@@ -35,6 +50,7 @@ extern "C" __global__ void __launch_bounds__(fmh::kThreads, 1)
     fmh::prefetch_map(&k_left);
     fmh::prefetch_map(&k_right);
   }
+  if (p.tile_rows < fmh::kTileRows) fmh::clear_dead_rows(smem, p.tile_rows);
   fmh::wait_for_predecessors();
   fmh::schedule(smem, p, part, tile.lane);  // ends with a CTA barrier
 

@@ -42,7 +42,7 @@ struct DenseDecodeParams {
   int kv_head_tiles;  // 64-element columns between two KV heads in a token (FMH_PAGES 0)
 
   int request_cost;     // cost of one more request in a part, in blocks
-  int min_part_blocks;  // a part is given at least this many blocks
+  int min_part_blocks;  // a part is given at least this many blocks; a power of two
   int prefetch;         // 1: the tiles of a part prefetch the next pair of blocks into L2 together
 
   int chunk_blocks;  // batch invariant: least blocks of a chunk

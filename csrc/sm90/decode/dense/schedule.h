@@ -15,7 +15,7 @@ namespace fmh {
 struct ScheduleResult {
   int first_request, first_block, last_request, last_block;
   int whole_begin, whole_end;      // requests of this part when none is split
-  int split_request, fragments;    // the request cut at this part's end, pieces it is cut into
+  int last_cut_position;           // a later cut than this spares the request cut at the end
 
   FMH_DEVICE void reset(int part, int batch) {  // no cut found: part 0 has all, the others nothing
     first_request = part == 0 ? 0 : batch;
@@ -58,6 +58,11 @@ FMH_DEVICE int inclusive_scan(int v, int lane) {
   return v;
 }
 
+// a / b, exact. Small numbers, the usual case, take the short way.
+FMH_DEVICE int quotient(u32 a, int b) {
+  return a < (1u << 20) ? small_quotient((int)a, b) : (int)(a / (u32)b);
+}
+
 // How the line of cost is cut. 32-bit arithmetic on cost >> shift keeps products in range.
 struct Cuts {
   int shift, total, used, sliver;
@@ -66,46 +71,38 @@ struct Cuts {
     shift = max(0, 10 - __clz(cost));
     total = cost >> shift;
     used = parts_used;
-    const int length = cost / parts_used;
-    sliver = length >= 32 ? 4 : (length >= 8 ? 1 : 0);
+    sliver = cost >= 32 * used ? 4 : (cost >= 8 * used ? 1 : 0);
   }
-  FMH_DEVICE int at(int part) const { return (int)((u32)(part * total) / (u32)used) << shift; }
+  FMH_DEVICE int at(int part) const { return quotient(part * total, used) << shift; }
   // The last cut at or before `position`.
   FMH_DEVICE int last_before(int position) const {
     const u32 x = (u32)(position >> shift) + 1;
-    return min(used - 1, (int)((x * used + total - 1) / (u32)total) - 1);
+    return min(used - 1, quotient(x * used + total - 1, total) - 1);
   }
 };
 
-// If the start or the end of `part` falls into request `r`, which takes [cost_before, cost_before
-// + overhead + blocks) of the line, records where.
-FMH_DEVICE void place_cuts(const DenseDecodeParams& p, const Cuts& cuts, int part, int r,
-                           int cost_before, int overhead, int blocks, ScheduleResult* result) {
-#pragma unroll 1
-  for (int end = 0; end < 2; end++) {
-    const int cut = part + end;
-    if (cut <= 0 || cut >= cuts.used) continue;
-    const int x = cuts.at(cut);
-    if (x < cost_before || x >= cost_before + overhead + blocks) continue;
-    int request = r, block = x - cost_before - overhead;
+// If `cut`, the start (kEnd 0) or the end (1) of a part at `x` on the line, falls into request
+// `r`, which takes [before, before + overhead + blocks), records where.
+template <int kEnd>
+FMH_DEVICE void place_cut(const DenseDecodeParams& p, const Cuts& cuts, int cut, int x, int r,
+                          int before, int overhead, int blocks, ScheduleResult* result) {
+  if (cut <= 0 || cut >= cuts.used || x < before || x >= before + overhead + blocks) return;
+  int request = r, block = x - before - overhead;
 #if FMH_BATCH_INVARIANT
-    const int chunk = chunk_blocks(p, blocks);
-    block = block <= 0 ? 0 : (block + chunk / 2) / chunk * chunk;
-    if (block >= blocks) request = r + 1, block = 0;
+  const int chunk = chunk_blocks(p, blocks);
+  block = block <= 0 ? 0 : (block + chunk / 2) / chunk * chunk;
+  if (block >= blocks) request = r + 1, block = 0;
 #else
-    if (block < max(cuts.sliver, 1)) block = 0;
-    if (block > 0 && blocks - block < cuts.sliver) request = r + 1, block = 0;
+  if (block < max(cuts.sliver, 1)) block = 0;
+  if (block > 0 && blocks - block < cuts.sliver) request = r + 1, block = 0;
 #endif
-    if (end == 0) {
-      result->first_request = request;
-      result->first_block = block;
-    } else {
-      result->last_request = request;
-      result->last_block = block;
-      result->split_request = request;
-      const int last_inside = cost_before + overhead + blocks - max(cuts.sliver, 1);
-      result->fragments = block > 0 ? cuts.last_before(last_inside) - part + 1 : 0;
-    }
+  if (kEnd == 0) {
+    result->first_request = request;
+    result->first_block = block;
+  } else {
+    result->last_request = request;
+    result->last_block = block;
+    result->last_cut_position = before + overhead + blocks - max(cuts.sliver, 1);
   }
 }
 
@@ -121,8 +118,8 @@ struct CostLine {
   // requests, if at most an eighth of the parts stays idle.
   FMH_DEVICE void settle(const DenseDecodeParams& p, bool equal, int equal_blocks) {
     request_cost = p.request_cost;
-    used = max(1, min(p.parts, total / p.min_part_blocks));
-    const int even = used / p.batch * p.batch;
+    used = max(1, min(p.parts, total >> (31 - __clz(p.min_part_blocks))));
+    const int even = small_quotient(used, p.batch) * p.batch;
     if (equal && (used - even) * 8 <= used) {
       request_cost = 0;
       used = even;
@@ -226,14 +223,16 @@ FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int l
   bool whole = false;
   const CostLine line = p.batch <= 32 ? scan_small(p, part, result)
                                       : scan_large(smem, p, part, result, whole);
+  const Cuts cuts(line.total, line.used);
   if (!whole) {
-    const Cuts cuts(line.total, line.used);
+    const int start = cuts.at(part), stop = cuts.at(part + 1);
     int before = line.before;
 #pragma unroll 1
     for (int r = line.begin; r < line.end; r++) {
       const int blocks = r == line.begin ? line.blocks : request_blocks(p, r);
       const int overhead = request_overhead(line.request_cost, r);
-      place_cuts(p, cuts, part, r, before, overhead, blocks, result);
+      place_cut<0>(p, cuts, part, start, r, before, overhead, blocks, result);
+      place_cut<1>(p, cuts, part + 1, stop, r, before, overhead, blocks, result);
       before += overhead + blocks;
     }
   }
@@ -246,13 +245,15 @@ FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int l
     __syncthreads();
   }
 #if !FMH_BATCH_INVARIANT
-  if (lane_of_part == 0 && threadIdx.x == 0) {
-    // The part that starts a split request announces it; later parts of the request do not.
+  // The part that starts a split request announces it; later parts of the request do not. Done by
+  // a warp that has no other work.
+  if (lane_of_part == 0 && threadIdx.x == kThreads - 32) {
     const bool starts_split = result->last_block > 0 &&
                               (result->last_request > result->first_request ||
                                result->first_block == 0);
-    p.part_info[2 * part] = starts_split ? result->split_request : -1;
-    p.part_info[2 * part + 1] = starts_split ? result->fragments : 0;
+    p.part_info[2 * part] = starts_split ? result->last_request : -1;
+    p.part_info[2 * part + 1] =
+        starts_split ? cuts.last_before(result->last_cut_position) - part + 1 : 0;
   }
 #endif
 }
