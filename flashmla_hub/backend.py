@@ -76,10 +76,14 @@ class BoundKernel:
 
 @dataclass(frozen=True)
 class BuildItem:
-    """Something ``flashmla-hub build`` can compile beforehand: bind ``key`` and it is there."""
+    """Something ``flashmla-hub build`` can compile beforehand: bind ``key`` and it is there.
+
+    ``concurrent``: may be bound while other items are, in threads.
+    """
 
     name: str
     key: KernelKey
+    concurrent: bool = False
 
 
 class Backend(ABC):

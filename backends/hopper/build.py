@@ -37,7 +37,7 @@ class BuildError(RuntimeError):
 
 @dataclass
 class Builder:
-    """Finds or makes the cubin of a unit. Thread-safe: one build at a time."""
+    """Finds or makes the cubin of a unit. Thread-safe: a unit is built once, units in parallel."""
 
     store: CubinStore
     aot_folder: Path = AOT_FOLDER
@@ -45,6 +45,7 @@ class Builder:
     find: Callable[[], tuple[Sequence[Compiler], Sequence[str]]] = find_compilers
     _found: tuple[Sequence[Compiler], Sequence[str]] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _building: dict[Unit, threading.Lock] = field(default_factory=dict)
 
     def load(self, unit: Unit, load: Callable[[bytes], Any]) -> tuple[Any, Origin]:
         """``load(cubin)`` for the first cubin it takes, and where that came from.
@@ -54,6 +55,8 @@ class Builder:
         """
         notes: list[str] = []
         with self._lock:
+            building = self._building.setdefault(unit, threading.Lock())
+        with building:
             for source, entry, compile_s in self._candidates(unit, notes):
                 started = time.perf_counter()
                 try:
@@ -89,9 +92,10 @@ class Builder:
         notes.extend(reasons)
 
     def compilers(self) -> tuple[Sequence[Compiler], Sequence[str]]:
-        if self._found is None:
-            self._found = self.find()
-        return self._found
+        with self._lock:
+            if self._found is None:
+                self._found = self.find()
+            return self._found
 
 
 def cache_key(digest: str, fingerprint: str) -> str:

@@ -82,7 +82,7 @@ class HopperBackend(Backend):
 
     def notes(self, device: DeviceInfo) -> tuple[str, ...]:
         """What went wrong on the way to a loaded cubin (a cubin that the driver refused, say)."""
-        origins = [o for k in self._kernels.values() for o in k.origins]
+        origins = [o for kernels in list(self._kernels.values()) for o in kernels.origins]
         return tuple(dict.fromkeys(note for origin in origins for note in origin.notes))
 
     def bind(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
@@ -134,26 +134,26 @@ class HopperBackend(Backend):
         except Exception as error:  # cuda-bindings raises its own types without a driver
             lacks = "; ".join(self.environment_reasons(device)) or "a working CUDA driver"
             raise NotSupportedError(self.name, "driver", error, lacks) from error
-        with self._lock:
-            kernels = self._kernels.get((variant, device.index))
-            if kernels is None:
-                driver.bind_primary_context(device.index)
-                builder = self._builder()
-                shared = DYNAMIC_SHARED[variant.d_qk]
-                try:
-                    decode, first = builder.load(
-                        variant.decode, lambda c: driver.function(driver.load(c), DECODE, shared)
-                    )
-                    combine, second = builder.load(
-                        variant.combine, lambda c: driver.function(driver.load(c), COMBINE, 0)
-                    )
-                except BuildError as error:
-                    lacks = "; ".join(self.environment_reasons(device)) or "see the log above"
-                    raise NotSupportedError(self.name, "build", error, lacks) from error
-                for unit, origin in ((variant.decode, first), (variant.combine, second)):
-                    _log_origin(unit.name, origin)
-                kernels = Kernels(decode, combine, shared, (first, second))
-                self._kernels[variant, device.index] = kernels
+        # Two threads may load one variant at once: the same kernels twice, and one is kept.
+        kernels = self._kernels.get((variant, device.index))
+        if kernels is None:
+            driver.bind_primary_context(device.index)
+            builder = self._builder()
+            shared = DYNAMIC_SHARED[variant.d_qk]
+            try:
+                decode, first = builder.load(
+                    variant.decode, lambda c: driver.function(driver.load(c), DECODE, shared)
+                )
+                combine, second = builder.load(
+                    variant.combine, lambda c: driver.function(driver.load(c), COMBINE, 0)
+                )
+            except BuildError as error:
+                lacks = "; ".join(self.environment_reasons(device)) or "see the log above"
+                raise NotSupportedError(self.name, "build", error, lacks) from error
+            for unit, origin in ((variant.decode, first), (variant.combine, second)):
+                _log_origin(unit.name, origin)
+            made = Kernels(decode, combine, shared, (first, second))
+            kernels = self._kernels.setdefault((variant, device.index), made)
         return kernels, driver
 
     def _builder(self) -> Builder:
@@ -161,10 +161,11 @@ class HopperBackend(Backend):
         from .store import CubinStore
 
         folder = config.current().cache_dir / "hopper"
-        if folder not in self._builders:
-            make = self._make_builder or (lambda folder: Builder(CubinStore(folder)))
-            self._builders[folder] = make(folder)
-        return self._builders[folder]
+        make = self._make_builder or (lambda folder: Builder(CubinStore(folder)))
+        with self._lock:
+            if folder not in self._builders:
+                self._builders[folder] = make(folder)
+            return self._builders[folder]
 
     def build_items(self, device: DeviceInfo) -> Iterator[BuildItem]:
         """One item for each variant: a key whose bind compiles and loads it."""
@@ -181,6 +182,7 @@ class HopperBackend(Backend):
                     page_block_size=1 if variant.gathered else 64,
                     batch_invariant=variant.batch_invariant,
                 ),
+                concurrent=True,
             )
 
     def files(self) -> tuple[str, ...]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextvars import copy_context
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -96,28 +99,42 @@ def jobs(devices: list[DeviceInfo], backend: str | None = None) -> list[Job]:
     return [Job(b, d, item) for d in devices for b in chosen for item in b.build_items(d)]
 
 
-def build(found: list[Job], console: Console) -> list[Outcome]:
-    """Bind every item in turn; what fails does not stop the rest."""
+def build(found: list[Job], console: Console, workers: int | None = None) -> list[Outcome]:
+    """Bind every item, those that may in parallel; what fails does not stop the rest."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
+    together = [job for job in found if job.item.concurrent]
+    alone = [job for job in found if not job.item.concurrent]
     outcomes = []
     with Progress(*columns, console=console, disable=not found) as progress:
-        task = progress.add_task("", total=len(found))
-        for job in found:
-            progress.update(task, description=f"{job.backend.name} {job.item.name}")
-            started = time.perf_counter()
-            try:
-                job.backend.bind(job.item.key, job.device)
-                error = ""
-            except Exception as failure:
-                error = f"{type(failure).__name__}: {failure}"
-            outcomes.append(Outcome(job, time.perf_counter() - started, error))
-            progress.advance(task)
-    return outcomes
+        task = progress.add_task("compiling", total=len(found))
+
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            progress.update(task, description=outcome.job.item.name, advance=1)
+
+        with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+            # the settings in force are of this thread's context
+            waiting = [pool.submit(copy_context().run, _bind, job) for job in together]
+            for future in as_completed(waiting):
+                done(future.result())
+        for job in alone:
+            done(_bind(job))
+    return sorted(outcomes, key=lambda outcome: found.index(outcome.job))
+
+
+def _bind(job: Job) -> Outcome:
+    started = time.perf_counter()
+    try:
+        job.backend.bind(job.item.key, job.device)
+        error = ""
+    except Exception as failure:
+        error = f"{type(failure).__name__}: {failure}"
+    return Outcome(job, time.perf_counter() - started, error)
 
 
 def _list(found: list[Job], as_json: bool) -> int:
@@ -144,5 +161,8 @@ def _report(outcomes: list[Outcome], devices: list[DeviceInfo]) -> None:
             line = f"{outcome.job.item.name}: {outcome.error}"
             console.print(line, style="red", markup=False)
     built = sum(not outcome.error for outcome in outcomes)
-    seconds = sum(outcome.seconds for outcome in outcomes)
-    console.print(f"{built} of {len(outcomes)} built in {seconds:.1f} s")
+    slowest = max(outcomes, key=lambda outcome: outcome.seconds)
+    console.print(
+        f"{built} of {len(outcomes)} built; the slowest, {slowest.job.item.name}, took "
+        f"{slowest.seconds:.1f} s"
+    )

@@ -30,7 +30,7 @@ class Compiling(Backend):
 
     def build_items(self, device: DeviceInfo) -> list[BuildItem]:
         keys = [KernelKey(), KernelKey(dtype="float16"), KernelKey(h_q=16)]
-        return [BuildItem(f"kernel-{i}", key) for i, key in enumerate(keys)]
+        return [BuildItem(f"kernel-{i}", key, concurrent=i > 0) for i, key in enumerate(keys)]
 
     def bind(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
         if self.fails and key.dtype == "float16":
