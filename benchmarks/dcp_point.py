@@ -56,9 +56,7 @@ def measure(batch: int, tokens: int, heads: int, repeats: int) -> dict[str, Any]
     table = torch.arange(batch * width, device="cuda", dtype=torch.int32).view(batch, width)
     shape = (batch * width, PAGE, 1, D_QK)
     # Interleave = page: page j of the whole cache is page j // W of rank j % W.
-    whole = [
-        torch.randn(shape, device="cuda", generator=g).bfloat16() for _ in range(world_size)
-    ]
+    whole = [torch.randn(shape, device="cuda", generator=g).bfloat16() for _ in range(world_size)]
     cache = whole[rank]
     lens = torch.full((batch,), tokens, device="cuda", dtype=torch.int32)
     local = parallel.local_seq_lens(lens, world_size, rank, PAGE)

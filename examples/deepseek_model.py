@@ -147,18 +147,24 @@ def generate_stock(setup: Setup, tick: Tick = lambda: None) -> Run:
 
 
 def generate_hub(
-    setup: Setup, tick: Tick = lambda: None, backend: str | None = None, spoil: Spoil | None = None
+    setup: Setup,
+    tick: Tick = lambda: None,
+    backend: str | None = None,
+    spoil: Spoil | None = None,
+    make_cache: Callable[..., PagedLatentCache] = PagedLatentCache,
+    attention: type[AbsorbedMLA] = AbsorbedMLA,
 ) -> Run:
     """Greedy decoding with every layer's attention going through flashmla_hub.
 
     ``spoil`` is for negative controls: it may damage the cache and the layers after the prompts.
+    ``make_cache`` and ``attention``: a cache and a layer of another kind (sharded_decode).
     """
     model, batch = setup.model, len(setup.prompts)
     caches: list[PagedLatentCache] = []
 
     def start() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         layers = [layer.self_attn for layer in model.model.layers]
-        cache = PagedLatentCache(
+        cache = make_cache(
             len(layers),
             batch,
             setup.prompts.shape[1] + setup.tokens,
@@ -166,7 +172,7 @@ def generate_hub(
             device=model.device,
         )
         caches.append(cache)
-        modules = [AbsorbedMLA(layer, cache, i, backend) for i, layer in enumerate(layers)]
+        modules = [attention(layer, cache, i, backend) for i, layer in enumerate(layers)]
 
         def step(ids: Tensor, real: Tensor, positions: Tensor) -> Tensor:
             cache.begin_step(real[:, -ids.shape[1] :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flashmla_hub.checks import DTYPE_NAMES
+from flashmla_hub.cli import demo_ranks
 from flashmla_hub.decision import Decision
 from flashmla_hub.errors import InvalidRequestError
 
@@ -30,6 +32,7 @@ The layer is flashmla_hub/examples/deepseek_decode.py, there to be lifted.
 examples:
   flashmla-hub demo
   flashmla-hub demo --device cuda --dtype bfloat16 --tokens 128
+  flashmla-hub demo --ranks 2        the cache dealt out over two processes
 
 exit codes: 0 both agree, 1 they do not, 2 wrong use. In float32 they agree when all tokens are
 equal; in other dtypes when the logits stay close up to the first token that differs.
@@ -54,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("heads", 16, "query heads of the model"),
         ("layers", 3, "layers of the model"),
         ("seed", 0, "seed of weights and prompts"),
+        ("ranks", 1, "processes that share the cache (decode context parallelism)"),
     ):
         parser.add_argument(
             f"--{name}", type=int, default=value, metavar="N", help=f"{text} (%(default)s)"
@@ -65,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batch", "tokens", "heads", "layers"):
         if getattr(args, name) < 1:
             raise InvalidRequestError(f"--{name}", getattr(args, name), ">= 1")
+    if args.ranks != 1:
+        demo_ranks.check(args)
     _check_device(args.device)
     try:
         from flashmla_hub.examples import deepseek_model
@@ -89,12 +95,20 @@ def run(args: argparse.Namespace) -> int:
         task = progress.add_task("transformers' own attention", total=args.tokens)
         stock = deepseek_model.generate_stock(setup, lambda: progress.advance(task))
         hub_task = progress.add_task("attention through flashmla_hub", total=args.tokens)
-        hub = deepseek_model.generate_hub(setup, lambda: progress.advance(hub_task), args.backend)
+        held: list[int] = []
+        if args.ranks > 1:
+            hub, held = demo_ranks.generate(args, setup, dtype)
+            progress.update(hub_task, completed=args.tokens)
+        else:
+            tick = partial(progress.advance, hub_task)
+            hub = deepseek_model.generate_hub(setup, tick, args.backend)
     comparison = deepseek_model.compare(setup, stock, hub)
     if args.json:
-        print(json.dumps(comparison.to_json(), indent=2))
+        print(json.dumps({**comparison.to_json(), "tokens_on_rank": held}, indent=2))
     else:
         show(comparison, Console())
+        if held:
+            demo_ranks.show(held, Console())
     return 0 if comparison.agree else 1
 
 

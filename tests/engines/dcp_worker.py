@@ -1,6 +1,6 @@
 """One rank of the context-parallel tests: runs every case of a world size, writes what broke.
 
-    python dcp_worker.py RANK WORLD_SIZE FOLDER sample|full
+python dcp_worker.py RANK WORLD_SIZE FOLDER sample|full
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ class Rank:
         data = cases.make(setting)
         batch, s_q = data.q.shape[:2]
         cache, table = shard(data, self.world_size, self.rank, setting.interleave)
-        local = parallel.local_seq_lens(
-            data.lens, self.world_size, self.rank, setting.interleave
-        )
+        local = parallel.local_seq_lens(data.lens, self.world_size, self.rank, setting.interleave)
         flat, lens = parallel.shard_rows(
             table, data.lens, s_q, self.world_size, self.rank, setting.interleave
         )
@@ -118,9 +116,7 @@ class Rank:
             ("global_lengths", filled, data.lens),
             ("causal_on_local_lengths", cache, local),
         ):
-            state = hub.flash_mla_with_kvcache(
-                data.q, used, wide, seqlens, cases.D_V, causal=True
-            )
+            state = hub.flash_mla_with_kvcache(data.q, used, wide, seqlens, cases.D_V, causal=True)
             results[name] = merge(*state, "a2a")
         return {
             name: cases.violations(o, ls, data, self.heads, setting.dtype)

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 INTERFACE = "sglang.kernels.ops.attention.flash_mla_interface"
 REGISTRY = "sglang.srt.plugins.hook_registry"
@@ -40,8 +40,8 @@ def _wrap(original: Callable[..., Any], hook: Callable[..., Any], kind: HookType
 
 def _make_registry() -> type:
     class HookRegistry:
-        _hooks: dict[str, list[tuple[HookType, Any, Any]]] = defaultdict(list)
-        _patched: set[str] = set()
+        _hooks: ClassVar[dict[str, list[tuple[HookType, Any, Any]]]] = defaultdict(list)
+        _patched: ClassVar[set[str]] = set()
 
         @classmethod
         def register(cls, target: str, hook: Any, hook_type: HookType = HookType.AFTER) -> None:

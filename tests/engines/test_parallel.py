@@ -113,9 +113,7 @@ def test_merge_refuses_wrong_states_before_any_collective(group_of_one: Any) -> 
 
 
 @pytest.mark.parametrize("mode", parallel.MODES)
-def test_a_group_of_one_changes_nothing_but_marks_empty_rows(
-    group_of_one: Any, mode: str
-) -> None:
+def test_a_group_of_one_changes_nothing_but_marks_empty_rows(group_of_one: Any, mode: str) -> None:
     g = torch.Generator().manual_seed(0)
     out, lse = torch.randn(3, 2, 4, 8, generator=g), torch.randn(3, 4, 2, generator=g)
     lse[0, 1, 0], lse[1, 2, 1], lse[2, 3, 0] = torch.inf, torch.nan, -torch.inf
@@ -172,9 +170,7 @@ def case_params() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("world_size", "case"), case_params())
-def test_shards_merge_to_what_one_device_computes(
-    reports: Any, world_size: int, case: str
-) -> None:
+def test_shards_merge_to_what_one_device_computes(reports: Any, world_size: int, case: str) -> None:
     broken = {r: report["cases"][case] for r, report in enumerate(reports[world_size])}
     assert not any(broken.values()), broken
 

@@ -185,9 +185,7 @@ def test_what_is_not_dense_passes_to_the_original_unchanged(
     assert len(args) == 9
 
 
-def test_fp8_queries_pass_to_the_original(
-    interface: ModuleType, original: stub.Original
-) -> None:
+def test_fp8_queries_pass_to_the_original(interface: ModuleType, original: stub.Original) -> None:
     state, _ = call(interface, dtype="float8_e4m3fn")
     assert state == ("original out", "original lse")
 

@@ -45,9 +45,7 @@ def test_methods_take_the_same_parameters(module: str, cls: str, method: str) ->
 @pytest.mark.parametrize("cls", ["MLACommonDecodeMetadata", "MLACommonMetadata"])
 def test_metadata_has_the_same_fields(cls: str) -> None:
     def fields(owner: Any) -> list[tuple[str, bool]]:
-        return [
-            (f.name, f.default is dataclasses.MISSING) for f in dataclasses.fields(owner)
-        ]
+        return [(f.name, f.default is dataclasses.MISSING) for f in dataclasses.fields(owner)]
 
     assert fields(getattr(stub, cls)) == fields(real(stub.MLA_ATTENTION, cls))
 

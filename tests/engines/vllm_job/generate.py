@@ -1,6 +1,6 @@
 """One vLLM run on CPU: greedy tokens for fixed prompts, written as JSON.
 
-    python generate.py MODEL PROMPTS.json OUT.json NEW_TOKENS ['{"more": "LLM arguments"}']
+python generate.py MODEL PROMPTS.json OUT.json NEW_TOKENS ['{"more": "LLM arguments"}']
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A tiny random DeepSeek model with the real MLA sizes (512 latent + 64 rope). Downloads nothing.
 
-    python make_model.py v2|v3 FOLDER
+python make_model.py v2|v3 FOLDER
 """
 
 from __future__ import annotations

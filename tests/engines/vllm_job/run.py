@@ -121,7 +121,9 @@ class Job:
 
 
 def equal(a: list[list[int]], b: list[list[int]]) -> tuple[int, int]:
-    pairs = [(x, y) for left, right in zip(a, b, strict=True) for x, y in zip(left, right)]
+    pairs = [
+        (x, y) for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=True)
+    ]
     return sum(x == y for x, y in pairs), len(pairs)
 
 

@@ -1,6 +1,6 @@
 """How many tokens HF transformers would have chosen too, each given all before it.
 
-    python score_hf.py MODEL PROMPTS.json TOKENS.json
+python score_hf.py MODEL PROMPTS.json TOKENS.json
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ teaches vLLM's CPU platform decode context parallelism. ``HUB_JOB`` says what of
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import os
 from collections import Counter
@@ -87,16 +88,16 @@ def _slot_mapping(
     block_table: Tensor,
     block_table_stride: int,
     slot_mapping: Tensor,
-    KV_CACHE_BLOCK_SIZE: int,  # noqa: N803  # the names vLLM passes
-    TOTAL_CP_WORLD_SIZE: int = 1,  # noqa: N803
-    TOTAL_CP_RANK: int = 0,  # noqa: N803
-    CP_KV_CACHE_INTERLEAVE_SIZE: int = 1,  # noqa: N803
-    PAD_ID: int = -1,  # noqa: N803
-    BLOCK_SIZE: int = 1024,  # noqa: N803
+    KV_CACHE_BLOCK_SIZE: int,  # the names vLLM passes
+    TOTAL_CP_WORLD_SIZE: int = 1,
+    TOTAL_CP_RANK: int = 0,
+    CP_KV_CACHE_INTERLEAVE_SIZE: int = 1,
+    PAD_ID: int = -1,
+    BLOCK_SIZE: int = 1024,
 ) -> None:
     slot_mapping[num_tokens:].fill_(PAD_ID)
     start = query_start_loc.tolist()
-    for row, (first, end) in enumerate(zip(start, start[1:], strict=False)):
+    for row, (first, end) in enumerate(itertools.pairwise(start)):
         slot_mapping[first:end] = parallel.local_slots(
             positions[first:end].to(torch.int64),
             block_table[row],
