@@ -3,7 +3,8 @@
 What it supports is what the hub's ``explain`` accepts on this device, so that vLLM prints the
 hub's reasons. vLLM asks in its worker, after it has set the device.
 """
-# mypy: disable-error-code="misc"  # vLLM's bases are Any where it is not installed
+# vLLM's bases are Any where it is not installed:
+# mypy: disable-error-code="misc"
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Written against vLLM 0.32; the same classes ran under 0.29 to 0.32.
 """
-# mypy: disable-error-code="misc"  # vLLM's bases are Any where it is not installed
+# vLLM's bases are Any where it is not installed:
+# mypy: disable-error-code="misc"
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ class HubBuilderMixin:
             # Under DCP every query becomes a row of its own: lengths may differ within a batch.
             self.query_len_support = QueryLenSupport.VARLEN
             kwargs["supports_dcp_with_varlen"] = True
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device, *args, **kwargs)
+        super().__init__(  # type: ignore[call-arg]  # a mixin: vLLM's builder comes after it
+            kv_cache_spec, layer_names, vllm_config, device, *args, **kwargs
+        )
 
 
 class HubImplMixin:

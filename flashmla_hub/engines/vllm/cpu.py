@@ -1,5 +1,6 @@
 """The CPU form: takes the place of vLLM's CPU_MLA, for tests and laptops. Opt-in, see plugin.py."""
-# mypy: disable-error-code="misc"  # vLLM's bases are Any where it is not installed
+# vLLM's bases are Any where it is not installed:
+# mypy: disable-error-code="misc"
 
 from __future__ import annotations
 
