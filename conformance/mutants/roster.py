@@ -83,10 +83,12 @@ def _mutants() -> tuple[Mutant, ...]:
     wrong(memory.LastPartialPageDropped, "C1.3", "L1", "last partial page dropped")
     wrong(memory.ReadsPastLength, "C1.5", "L2", "reads past the length")
     wrong(memory.PageBoundary, "C1.3", "L1", "last token dropped")
-    wrong(memory.LastPageOfOneRow, "C1.3", "L1", "last page dropped")
+    wrong(memory.LastPageOfOneRow, "C1.3", "L1", "last page dropped",
+          "last partial page dropped")  # fmt: skip
     wrong(memory.PageOrderIgnored, "C1.3", "L1", "page order ignored")
     wrong(memory.SharedPages, "C1.3", "L1", "shared pages read wrong")
-    wrong(memory.TableTailUsed, "C1.3", "L2", "raises on what it claims")
+    wrong(memory.TableTailUsed, "C1.3", "L2",
+          "block table entries past a row's pages used")  # fmt: skip
     wrong(memory.ZeroTimesNan, "C1.5", "L2", "0 * NaN formed")
     wrong(memory.NegativeLengthHuge, "C1.15", "L2", "negative length not counted as 0")
     wrong(memory.WrapsAt31Bits, "C1.14", "L3", "offsets wrapped at 2^31 elements")
