@@ -9,6 +9,8 @@ import torch
 
 from flashmla_hub import config
 
+pytest_plugins = ["suite_times"]
+
 torch.set_num_threads(2)
 
 

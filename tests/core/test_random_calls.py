@@ -1,6 +1,6 @@
 """Random calls, valid and not: each is right, or refused with one of the public errors.
 
-    python tests/core/test_random_calls.py 10000 [SEED]      the long run
+    PYTHONPATH=tests python tests/core/test_random_calls.py 10000 [SEED]      the long run
 """
 
 from __future__ import annotations
