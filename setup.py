@@ -7,6 +7,7 @@
 import ast
 import os
 import runpy
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -52,11 +53,14 @@ def command_classes() -> dict[str, type]:
     """With FLASHMLA_HUB_AOT set, build_py also compiles every kernel into the build folder."""
     if os.environ.get("FLASHMLA_HUB_AOT", "").strip().lower() not in ("1", "true", "yes", "on"):
         return {}
-    aot = runpy.run_path(str(ROOT / "backends" / "hopper" / "aot.py"))
-    return {"build_py": aot["build_command"](ROOT)}
+    sys.path.insert(0, str(ROOT))
+    from backends.hopper.aot import BuildWithCubins
+
+    return {"build_py": BuildWithCubins}
 
 
 names, directories = packages()
+commands = command_classes()
 setup(
     name="flashmla-hub",
     version=version(),
@@ -81,7 +85,7 @@ setup(
         "report": ["jinja2>=3.1", "matplotlib>=3.8"],
         "triton": ["triton>=3.6,<4"],
         "cuda12": ["cuda-bindings>=12.4,<13", "nvidia-cuda-nvrtc-cu12>=12.4"],
-        "cuda13": ["cuda-bindings>=13,<14", "nvidia-cuda-nvrtc>=13,<14"],
+        "cuda13": ["cuda-bindings>=13,<14", "nvidia-cuda-nvrtc>=13,<13.4"],
         "vllm": ["vllm>=0.29"],
         "test": [
             "pytest>=8",
@@ -98,5 +102,6 @@ setup(
         "dev": ["ruff>=0.8", "mypy>=1.13", "clang-format>=18", "build"],
     },
     entry_points=entry_points(),
-    cmdclass=command_classes(),
+    cmdclass=commands,
+    setup_requires=["ninja"] if commands else [],
 )

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from setuptools.command.build_py import build_py
+
 from .compilers import CompileError, Nvcc
 from .store import Entry, encode, write_atomically
 from .units import CSRC, Unit
@@ -68,6 +70,17 @@ def build(folder: Path, units: Sequence[Unit] | None = None, root: Path = CSRC) 
 
 def _ninja(path: str) -> str:
     return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+class BuildWithCubins(build_py):
+    """The build step of setup.py, followed by the cubins of every kernel beside this module."""
+
+    def run(self) -> None:
+        super().run()
+        here = Path(__file__).resolve().parent
+        target = Path(self.build_lib) / "flashmla_hub" / "backends" / "hopper"
+        for path in build((here if self.editable_mode else target) / "cubins"):
+            print(f"compiled {path}")
 
 
 if __name__ == "__main__":
