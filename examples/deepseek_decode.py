@@ -57,7 +57,7 @@ class PagedLatentCache:
         self.block_table = order.view(batch, blocks).int().to(device)
         self.cache_seqlens = torch.zeros(batch, dtype=torch.int32, device=device)
         self.slots = torch.empty(0, dtype=torch.int64, device=device)
-        self.meta, _ = get_mla_metadata()
+        self.meta: Any = get_mla_metadata()[0]
 
     def begin_step(self, new: Tensor) -> None:
         """Make room for a step's tokens.
@@ -78,20 +78,22 @@ class PagedLatentCache:
 class AbsorbedMLA(nn.Module):
     """MLA with absorbed projections; takes the weights of ``attention`` as they are."""
 
+    attention: Any  # a module; Any, since its attributes are DeepSeek's
+
     def __init__(
         self, attention: nn.Module, cache: PagedLatentCache, layer: int, backend: str | None = None
     ) -> None:
         super().__init__()
         self.attention, self.cache, self.layer, self.backend = attention, cache, layer, backend
-        self.softmax_scale: float = attention.scaling
-        a = attention
+        self.softmax_scale: float = self.attention.scaling
+        a = self.attention
         self.rope_interleave = bool(getattr(a.config, "rope_interleave", True))
         expand = a.kv_b_proj.weight.view(-1, a.qk_nope_head_dim + a.v_head_dim, a.kv_lora_rank)
         w_uk, w_uv = expand.split([a.qk_nope_head_dim, a.v_head_dim], dim=1)
         self.w_uk, self.w_uv = w_uk, w_uv  # (h_q, nope or v dim, kv_lora_rank), views
 
     def forward(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **unused: Any
     ) -> tuple[Tensor, None]:
         """hidden_states (batch, s_q, hidden size) -> the same, and no attention weights."""
         a, cache = self.attention, self.cache
