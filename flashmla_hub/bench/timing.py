@@ -78,6 +78,14 @@ class DeviceClock:
         self.synchronize()
         return statistics.median(times)
 
+    def host_floor(self) -> dict[str, float]:
+        """Microseconds of host time that no backend can go below: an allocation, one launch."""
+        one = torch.zeros(1, device=self.device)
+        return {
+            "torch.empty": self.issue(lambda: torch.empty(4096, device=self.device)),
+            "one torch kernel": self.issue(one.zero_),
+        }
+
     def in_graph(self, run: Run, layers: int, reps: int) -> float:
         """Median microseconds per call of ``layers`` calls captured in one graph."""
         run()

@@ -98,6 +98,8 @@ def _measure(args: argparse.Namespace, device: DeviceInfo, chosen: list[shapes.S
         rows.append(row)
         console.print(line_of(row, names, peers), markup=False)
     summaries = report(rows, names, peers, console)
+    floor = clock.host_floor()
+    console.print("host floor: " + ", ".join(f"{what} {us:.1f} us" for what, us in floor.items()))
     if args.json:
         facts = {
             "flashmla_hub": __version__,
@@ -106,6 +108,7 @@ def _measure(args: argparse.Namespace, device: DeviceInfo, chosen: list[shapes.S
             "peers": peers,
             "command": sys.argv[1:],
             "ceilings": ceilings.to_json(),
+            "host_floor_us": floor,
             "rows": [row.to_json() for row in rows],
             "summary": [vars(summary) for summary in summaries],
         }

@@ -126,6 +126,9 @@ class FakeClock:
     def ceilings(self) -> Ceilings:
         return CEILINGS
 
+    def host_floor(self) -> dict[str, float]:
+        return {"torch.empty": 2.0}
+
 
 class Zeros(BoundKernel):
     def run(self, *args: Any) -> Any:
@@ -197,6 +200,7 @@ def test_the_run_prints_tables_and_writes_json_and_plot(
     )
     assert "| b2 s_q1 h4 s64 | - | 100.0 (1 GB/s) | 200.0 (1 GB/s) | - | 2.000 |" in lines
     assert "ours against theirs: geomean 2.000, worst 2.000 (b2 s_q1 h4 s64), 1 rows" in lines
+    assert "host floor: torch.empty 2.0 us" in lines
     assert "broken: PluginError" in out
     assert "no [kernel] image" in out
     assert "theirs in a graph: RuntimeError: operation not permitted" in out
