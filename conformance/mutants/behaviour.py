@@ -11,13 +11,8 @@ from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.capabilities import between, unsupported_reasons
-from flashmla_hub.conformance.mutants.honest import (
-    DTYPES,
-    FULL,
-    HALF,
-    HonestBackend,
-    HonestKernel,
-)
+from flashmla_hub.conformance.mutants.honest import FULL, HALF, HonestBackend
+from flashmla_hub.conformance.mutants.kernel import DTYPES, HonestKernel
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.request import KernelKey

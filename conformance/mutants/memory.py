@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashmla_hub.conformance.mutants.honest import HonestKernel
+from flashmla_hub.conformance.mutants.kernel import HonestKernel
 from flashmla_hub.request import SPARSE_DECODE
 
 

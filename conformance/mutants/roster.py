@@ -8,7 +8,8 @@ from functools import partial
 
 from flashmla_hub.backend import Backend
 from flashmla_hub.conformance.mutants import behaviour, memory, values
-from flashmla_hub.conformance.mutants.honest import HonestBackend, HonestKernel
+from flashmla_hub.conformance.mutants.honest import HonestBackend
+from flashmla_hub.conformance.mutants.kernel import HonestKernel
 
 
 @dataclass(frozen=True)
