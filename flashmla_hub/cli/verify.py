@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-HELP = "recompute an evidence file's inputs, outputs and level; needs numpy alone"
+HELP = "recompute an evidence file: inputs, outputs, level; needs no accelerator"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
