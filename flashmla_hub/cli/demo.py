@@ -139,21 +139,24 @@ def show(comparison: Comparison, console: Console) -> None:
 
 
 def _show_decision(decision: Decision, console: Console) -> None:
-    """Who serves the decode steps, and each other backend's first reason."""
+    """Who serves the decode steps and why; the others with their first reason."""
     console.print(
         f"[bold]{decision.selected}[/] serves the decode steps on {decision.device}: "
         f"{decision.why}",
         highlight=False,
     )
-    table = Table("backend", "rank", box=None)
-    table.add_column("why not, or at what cost", no_wrap=True, overflow="ellipsis")
+    elsewhere = []
+    table = Table("backend", "rank", "", box=None, padding=(0, 2, 0, 0))
     for candidate in decision.candidates:
+        if candidate.reasons and candidate.reasons[0].startswith("device "):
+            elsewhere.append(candidate.backend)
+            continue
         remarks = [*candidate.reasons, *(f"rewrite {r}" for r in candidate.rewrites)]
-        more = f" (+{len(remarks) - 1} more)" if len(remarks) > 1 else ""
-        rank = str(candidate.rank) if candidate.accepted else "-"
-        remark = Text((remarks[0] + more) if remarks else "")
-        table.add_row(candidate.backend, rank, remark)
+        rank = str(candidate.rank) if candidate.accepted else "refused"
+        table.add_row(candidate.backend, rank, Text("\n".join(remarks)))
     console.print(table)
+    if elsewhere:
+        console.print(f"[dim]for other devices: {', '.join(elsewhere)}[/]", highlight=False)
     console.print("[dim]all reasons: flashmla-hub explain[/]", highlight=False)
 
 
