@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -195,6 +195,7 @@ def _resolve(
             registry.quarantine(name, reason)
             continue
         log.info("%s on %s: chose %s, %s", choice, device, name, decision.why)
+        decision = _with_notes(decision, chosen, backend.notes(device))
         return Route(legalize.wrap(kernel, chosen.steps), decision, choice.kernel)
 
 
@@ -218,16 +219,16 @@ def _candidate(
         reasons, declaration, steps = _fit(declarations, choice.kernel, device)
         missing = tuple(backend.environment_reasons(device))
         rank = int(backend.rank(choice, device)) - legalize.penalty(steps)
+        notes = tuple(backend.notes(device))
     except Exception as error:
         registry.quarantine(backend.name, f"declaration raised {type(error).__name__}: {error}")
         return None
-    notes: tuple[str, ...] = ()
     if running and device.simulated and not backend.runs_simulated:
         reasons.append(_SIMULATED)
     elif missing and (as_installed or running):
         reasons += missing
     elif missing:
-        notes = tuple(f"here: {reason}" for reason in missing)
+        notes += tuple(f"here: {reason}" for reason in missing)
     hazards = declaration.hazards if declaration is not None else ()
     return Candidate(
         backend=backend.name,
@@ -287,6 +288,15 @@ def _without(decision: Decision, refused: dict[str, str], explicit: str | None) 
     why = f"highest rank ({best.rank}) of {len(usable)} that accept" if best else "none accepts"
     name = best.backend if best else None
     return Decision(decision.choice, decision.device, name, why, candidates, decision.notes)
+
+
+def _with_notes(decision: Decision, chosen: Candidate, notes: tuple[str, ...]) -> Decision:
+    """The decision with what the chosen backend has to say now that it is bound."""
+    if not set(notes) - set(chosen.notes):
+        return decision
+    noted = replace(chosen, notes=tuple(dict.fromkeys((*chosen.notes, *notes))))
+    candidates = tuple(noted if c is chosen else c for c in decision.candidates)
+    return replace(decision, candidates=candidates)
 
 
 _CAPTURE = "graph capture"

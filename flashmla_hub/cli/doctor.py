@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from flashmla_hub import api, config
+from flashmla_hub import api, config, registry
 from flashmla_hub.version import CONTRACT_VERSION, __version__
 
 HELP = "everything a bug report needs"
@@ -74,6 +74,12 @@ def collect() -> dict[str, dict[str, Any]]:
         "backends": {
             b.name: f"{b.status}: {b.reason} ({b.dist} {b.version})".rstrip()
             for b in api.backends()
+        },
+        "notes": {
+            f"{name} on {device}": "; ".join(notes)
+            for device in api.devices()
+            for name, backend in registry.state().backends.items()
+            if (notes := backend.notes(device))
         },
     }
 
