@@ -16,7 +16,7 @@ from .units import CSRC, Unit
 NVRTC_MIN = (12, 4)
 
 # Version ranges [low, high) that compile the kernels badly, with what they do. Resources of the
-# versions outside are read in CI (tests/hopper/test_resources.py).
+# versions outside are read in CI (tests/hopper/test_hopper_resources.py).
 REFUSED_VERSIONS: tuple[tuple[tuple[int, int], tuple[int, int], str], ...] = (
     ((13, 4), (13, 6), "it spills registers in the main loop; 12.8 and 13.0 to 13.3 do not"),
 )

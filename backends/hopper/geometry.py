@@ -65,7 +65,7 @@ def geometry(key: KernelKey, flat: bool, multiprocessors: int) -> Geometry:
     tiles = -(-rows // tile_rows)
     lanes = key.h_kv * tiles
     if flat:
-        box = (TILE, TILE, 1, columns, 1)
+        box = (TILE, tile_rows, 1, columns if tile_rows == TILE else 1, 1)
     else:
         heads = min(group, tile_rows)
         box = (TILE, heads, tile_rows // heads, columns if tile_rows == TILE else 1, 1)
@@ -80,8 +80,8 @@ def geometry(key: KernelKey, flat: bool, multiprocessors: int) -> Geometry:
         q_heads=rows if flat else group,
         q_box=box,
         q_boxes=columns // box[3],
-        request_cost=6 if rows <= 2 * TILE else 3,
-        min_part_blocks=4 if rows >= TILE else 2,
+        request_cost=4,
+        min_part_blocks=2,
         chunk_blocks=16 if rows <= TILE // 2 else 32,
     )
 

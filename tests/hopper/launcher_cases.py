@@ -208,7 +208,7 @@ def test_the_base_request(driver: ctypes.CDLL, backend: HopperBackend) -> None:
     assert (p.tile_rows, p.tiles, p.lanes, p.parts) == (64, 2, 2, 66)
     assert (p.page_block_size, p.capacity, p.causal) == (64, 7 * 64, 0)
     assert (p.q_heads, p.q_boxes, p.q_box_bytes, p.kv_head_tiles) == (128, 1, 73728, 0)
-    assert (p.request_cost, p.min_part_blocks, p.prefetch) == (6, 4, 1)
+    assert (p.request_cost, p.min_part_blocks, p.prefetch) == (4, 2, 1)
     assert p.scale_log2 == pytest.approx(0.25 * math.log2(math.e))
     assert tensor_map(decode, 0) == {
         "address": call.q.data_ptr(),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 BLOCK_TOKENS = 64
 MAX_CHUNKS = 32
+FEW_FRAGMENTS = 32
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Config:
     """The scalars of DenseDecodeParams that the schedule reads."""
 
     parts: int = 132
-    request_cost: int = 6
+    request_cost: int = 4
     min_part_blocks: int = 2
     capacity: int = 2**31 - 64
     batch_invariant: bool = False
@@ -84,7 +85,8 @@ def schedule(lengths: list[int], cfg: Config) -> list[PartPlan]:
     blocks = [length_blocks(n) for n in lengths]
     overhead = [cfg.request_cost if r > 0 else 0 for r in range(batch)]
     total = sum(blocks) + sum(overhead)
-    used = max(1, min(cfg.parts, total // cfg.min_part_blocks))
+    most = total // cfg.min_part_blocks
+    used = max(1, min(cfg.parts, max(most // 2, min(most, FEW_FRAGMENTS * batch))))
     if batch > 32:
         whole = _whole_requests(blocks, overhead, total, cfg)
         if whole is not None:

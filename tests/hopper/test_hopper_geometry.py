@@ -101,6 +101,6 @@ def test_the_readme_and_the_launcher_agree_on_shared_memory_and_macros() -> None
     text = (CSRC / "README.md").read_text()
     for d_qk, size in DYNAMIC_SHARED.items():
         assert re.search(rf"\b{size}\b", text), f"{size} bytes for d_qk {d_qk}"
-    macros = set(re.findall(r"`(FMH_[A-Z_]+)`", text))
+    macros = set(re.findall(r"`(FMH_[A-Z0-9_]+)`", text))
     decode = {define.partition("=")[0] for define in Variant().decode.defines}
     assert decode == macros

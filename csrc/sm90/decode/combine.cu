@@ -117,9 +117,7 @@ FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, in
   if (slice == 0 && lane == 0) store_lse(p, place, f.request, maximum, sum);
 }
 
-// Up to 32 fragments. The fewer there are, the more columns a warp takes.
-constexpr int kFew = 32;
-
+// Up to kFewFragments. The fewer there are, the more columns a warp takes.
 FMH_DEVICE int few_slices(int fragments) { return fragments <= 2 ? 1 : fragments <= 4 ? 2 : 4; }
 
 // Units of a CTA, a warp's slice each.
@@ -141,7 +139,7 @@ FMH_DEVICE void combine_few(const DenseDecodeParams& p, const Fragments& f, int 
 
 // Every request's chunks lie in its own slots; how many there are follows from its length.
 FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
-  const int units = few_units(p, kFew);
+  const int units = few_units(p, kFewFragments);
 #pragma unroll 1
   for (int i = blockIdx.x; i < p.batch * units; i += gridDim.x) {
     const int request = i / units;
@@ -241,7 +239,7 @@ FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
   int units = 0;
   if (thread < p.parts) {
     mine = __ldcg((const int2*)p.part_info + thread);
-    if (mine.y > 1) units = mine.y <= kFew ? few_units(p, mine.y) : many_units(p, mine.y);
+    if (mine.y > 1) units = mine.y <= kFewFragments ? few_units(p, mine.y) : many_units(p, mine.y);
   }
   int sum = inclusive_scan(units, lane);
   if (lane == 31) warp_total[warp] = sum;
@@ -269,7 +267,7 @@ FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
     const u32 slot = 2 * part * slot_rows;  // schedule.h: FragmentWalk::slot
     const Fragments f{info[part].x, uniform(info[part].y), slot + slot_rows, slot,
                       2u * slot_rows};
-    if (f.count <= kFew) {
+    if (f.count <= kFewFragments) {
       combine_few(p, f, local);
     } else if (many_groups(f.count) == 8) {
       combine_many<8>(p, f, local, shared);

@@ -35,6 +35,11 @@ FMH_DEVICE void tma_prefetch(const TensorMap* map, int c0, int c1, int c2, int c
                : "memory");
 }
 
+// Pulls the line at `address` into L2.
+FMH_DEVICE void line_prefetch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 // 16 bytes, of which the first `bytes` (0 or 16) are read and the rest is zeros.
 FMH_DEVICE void copy_16_or_zero(u32 destination, const void* source, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),

@@ -33,6 +33,16 @@ FMH_DEVICE void clear_dead_rows(char* smem, int tile_rows) {
   proxy_fence();
 }
 
+// The lengths decide which page ids are read: two loads from DRAM, one after the other. Warps that
+// have nothing to do yet fetch small block tables meanwhile.
+FMH_DEVICE void prefetch_table(const DenseDecodeParams& p) {
+  constexpr int kFirst = kThreads - 96, kLineEntries = 32;
+  const int entry = ((int)threadIdx.x - kFirst) * kLineEntries;
+  if (entry < 0 || p.capacity >= 1 << 20) return;
+  const int width = small_quotient(p.capacity, p.page_block_size);
+  if (entry < (p.batch - 1) * p.block_table_stride + width) line_prefetch(p.block_table + entry);
+}
+
 }  // namespace fmh
 
 extern "C" __global__ void __launch_bounds__(fmh::kThreads, 1)
@@ -52,6 +62,7 @@ extern "C" __global__ void __launch_bounds__(fmh::kThreads, 1)
   }
   if (p.tile_rows < fmh::kTileRows) fmh::clear_dead_rows(smem, p.tile_rows);
   fmh::wait_for_predecessors();
+  fmh::prefetch_table(p);
   fmh::schedule(smem, p, part, tile.lane);  // ends with a CTA barrier
 
   // One branch for each role, with code of its own: setmaxnreg is honoured only then, and a loop

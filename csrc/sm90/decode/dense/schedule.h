@@ -36,6 +36,9 @@ FMH_DEVICE int chunk_blocks(const DenseDecodeParams& p, int blocks) {
   return max(p.chunk_blocks, least + (least & 1));
 }
 
+// Fragments of a row that one warp merges in the combine kernel; more take a slower way.
+constexpr int kFewFragments = 32;
+
 FMH_DEVICE int request_length(const DenseDecodeParams& p, int request) {
   return min(max(p.cache_seqlens[request], 0), p.capacity);
 }
@@ -111,14 +114,16 @@ struct CostLine {
   int begin, end;
   int blocks;  // of request `begin`
   int before, total;
-  int used;  // parts worth using: none gets less than min_part_blocks
+  int used;    // parts worth using
   int request_cost;
 
   // Requests of equal length: the same number of parts for every request and no charge for
   // requests, if at most an eighth of the parts stays idle.
   FMH_DEVICE void settle(const DenseDecodeParams& p, bool equal, int equal_blocks) {
     request_cost = p.request_cost;
-    used = max(1, min(p.parts, total >> (31 - __clz(p.min_part_blocks))));
+    // A part has at least min_part_blocks, twice that where requests would be cut into many.
+    const int most = total >> (31 - __clz(p.min_part_blocks));
+    used = max(1, min(p.parts, max(most / 2, min(most, kFewFragments * p.batch))));
     const int even = small_quotient(used, p.batch) * p.batch;
     if (equal && (used - even) * 8 <= used) {
       request_cost = 0;
