@@ -62,7 +62,11 @@ class Narrow(Backend):
 
     def __init__(self, name="narrow", rank=70, finish=lambda result: result, **declared: Any):
         self.name, self._rank, self.finish = name, rank, finish
-        declared = {"dtypes": ("float32", "bfloat16"), "s_q": ANY, "page_block_size": ANY} | declared
+        declared = {
+            "dtypes": ("float32", "bfloat16"),
+            "s_q": ANY,
+            "page_block_size": ANY,
+        } | declared
         self.declared = (Capabilities(**declared),)
         self.calls: list[Any] = []
         self.bound: list[Any] = []

@@ -97,8 +97,9 @@ def test_hazardous_backends_are_used_on_explicit_choice_only():
 
 def test_batch_invariant_requests_reach_only_who_claims_it():
     args = dense()
-    with registered(Narrow("fast", rank=99)), registered(
-        Narrow("steady", rank=20, batch_invariant=True)
+    with (
+        registered(Narrow("fast", rank=99)),
+        registered(Narrow("steady", rank=20, batch_invariant=True)),
     ):
         assert hub.explain_call(**args).selected == "fast"
         decision = hub.explain_call(**args, batch_invariant=True)

@@ -59,7 +59,9 @@ def test_the_core_names_no_vendor_and_no_backend():
     for path in CORE:
         if engines in path.parents or path.name in examples:
             continue
-        found = sorted({m.group(0).lower() for m in VENDORS.finditer(code(path))} - {"torch.version.musa"})
+        found = sorted(
+            {m.group(0).lower() for m in VENDORS.finditer(code(path))} - {"torch.version.musa"}
+        )
         versions = {"identify.py": {"musa"}, "version.py": set()}  # torch's own attributes
         found = [f for f in found if f not in versions.get(path.name, set())]
         assert not found, f"{path.relative_to(ROOT)} names {found}"

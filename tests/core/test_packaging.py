@@ -89,7 +89,9 @@ def environment(folder: Path) -> Path:
     builder = venv.EnvBuilder(with_pip=False)
     builder.create(folder)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    own = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).strip())
+    own = Path(
+        run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).strip()
+    )
     here = next(p for p in sys.path if p.endswith("site-packages"))
     (own / "parent.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     return python

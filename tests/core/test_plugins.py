@@ -118,9 +118,7 @@ def test_duplicate_entry_point_names_are_reported(tmp_path):
 def test_third_party_plugins_can_be_disabled_by_name_and_altogether(tmp_path):
     install(tmp_path / "site", "good", GOOD.replace("NAME", "good_one"))
     for value in ("good", "all", "other, good"):
-        found = statuses(
-            tmp_path / "site", tmp_path / "cache", FLASHMLA_HUB_DISABLE_PLUGINS=value
-        )
+        found = statuses(tmp_path / "site", tmp_path / "cache", FLASHMLA_HUB_DISABLE_PLUGINS=value)
         assert "good_one" not in found, value
         assert found["good"][1] == "disabled by FLASHMLA_HUB_DISABLE_PLUGINS"
         assert found["torch"][0] == "ready"
@@ -140,8 +138,9 @@ def identifier(answer):
 
 def test_two_rules_that_claim_one_device_are_an_error_naming_both():
     claim = DeviceInfo(vendor="acme", arch="", type="cpu")
-    with registered(identifier(claim), "acme_rule"), pytest.raises(
-        hub.DeviceConflictError, match="device_cpu.*acme_rule"
+    with (
+        registered(identifier(claim), "acme_rule"),
+        pytest.raises(hub.DeviceConflictError, match="device_cpu.*acme_rule"),
     ):
         identify.ask_rules(DeviceProbe(type="cpu"))
 
@@ -181,8 +180,9 @@ def test_raising_in_bind_quarantines_and_the_next_backend_serves():
 
 
 def test_raising_in_bind_under_an_explicit_choice_never_falls_back():
-    with registered(RaisesInBind("broken", rank=99)), pytest.raises(
-        hub.PluginError, match="driver went away"
+    with (
+        registered(RaisesInBind("broken", rank=99)),
+        pytest.raises(hub.PluginError, match="driver went away"),
     ):
         hub.flash_mla_with_kvcache(**dense(), backend="broken")
 

@@ -1,6 +1,6 @@
 """Random calls, valid and not: each is right, or refused with one of the public errors.
 
-    PYTHONPATH=tests python tests/core/test_random_calls.py 10000 [SEED]      the long run
+PYTHONPATH=tests python tests/core/test_random_calls.py 10000 [SEED]      the long run
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def right_or_refused(call: dict[str, Any]) -> str:
 def describe(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    return (tuple(value.shape), value.stride(), value.dtype) if value.numel() > 8 else value.tolist()
+    return (
+        (tuple(value.shape), value.stride(), value.dtype) if value.numel() > 8 else value.tolist()
+    )
 
 
 BASE = {
