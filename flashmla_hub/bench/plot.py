@@ -45,9 +45,10 @@ def roofline(
             if name in row.us
         ]
         if points:
+            x, y = zip(*points, strict=True)
             axes.scatter(
-                *zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], s=42,
-                alpha=0.85, label=name, linewidths=0.5, edgecolors="white", zorder=2,
+                x, y, marker=MARKERS[i % len(MARKERS)], s=42, alpha=0.85, label=name,
+                linewidths=0.5, edgecolors="white", zorder=2,
             )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -166,10 +166,10 @@ def report(
             times = getattr(row, field)
             cells = [f"{times[n]:.1f}" if n in times else "-" for n in names]
             if field == "graph_us" and peers:
-                found = [ratio(times, n, peers) for n in names if n not in peers]
-                cells += ["-" if value is None else f"{value:.3f}" for value in found]
+                ratios = [ratio(times, n, peers) for n in names if n not in peers]
+                cells += ["-" if value is None else f"{value:.3f}" for value in ratios]
             console.print(f"| {row.shape} | {' | '.join(cells)} |", markup=False)
-    summaries = []
+    summaries: list[Summary] = []
     console.print()
     for field, where in (("us", ""), ("graph_us", " in a graph")):
         for name in (n for n in names if n not in peers):
