@@ -1,7 +1,7 @@
 """The part of SGLang 0.5.23 that the plug-in touches: the hook registry and the module it hooks.
 
-The registry wraps, sorts and patches stale imports as SGLang's does. test_sglang.py runs the same
-tests on SGLang's own registry where SGLang is installed.
+The registry wraps, sorts and patches stale imports as SGLang's does. ``installed(real=True)`` uses
+SGLang's own registry instead, the one file of it that needs nothing else.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import enum
 import functools
 import importlib
+import importlib.util
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -96,15 +98,37 @@ class Original:
         return interface
 
 
+def real_registry() -> Path | None:
+    """SGLang's hook_registry.py, None where SGLang is not installed."""
+    spec = importlib.util.find_spec("sglang")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        if (path := Path(folder, "srt", "plugins", "hook_registry.py")).is_file():
+            return path
+    return None
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(REGISTRY, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @contextmanager
-def installed() -> Iterator[Original]:
+def installed(real: bool = False) -> Iterator[Original]:
     """``import sglang`` gives the stub for the duration."""
+    path = real_registry() if real else None
     saved = {n: m for n, m in sys.modules.items() if n.split(".")[0] == "sglang"}
     for name in saved:
         del sys.modules[name]
     original = Original()
-    registry = ModuleType(REGISTRY)
-    registry.HookRegistry, registry.HookType = _make_registry(), HookType
+    if path is not None:
+        registry = _load(path)
+    else:
+        registry = ModuleType(REGISTRY)
+        registry.HookRegistry, registry.HookType = _make_registry(), HookType
     for name in (
         "sglang",
         "sglang.srt",
