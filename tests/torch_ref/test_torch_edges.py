@@ -231,3 +231,23 @@ def test_the_oracle_notices(mistake: str) -> None:
         wrong["block_table"][0, :2] = inputs["block_table"][1, :2]
     with pytest.raises(AssertionError, match="differs at"):
         oracle.check(*run_dense(case, wrong), expected, case)
+
+
+@pytest.mark.parametrize("kv_format", ["dense", "v32"])
+def test_addresses_past_32_bits(kv_format: str) -> None:
+    """Past 2**31 elements and 2**32 bytes; the memory between the pages is never touched."""
+    case = Case(15, lens=(128, 40), kv_format=kv_format, h_q=4)
+    inputs = dense_inputs(case)
+    near = inputs["k_cache"]
+    stride = (1 << 31) // near.element_size() + 4096
+    try:
+        far = torch.empty(stride * len(near), dtype=near.dtype)
+    except RuntimeError as error:
+        pytest.skip(f"no address space for the pool: {error}")
+    far = far.as_strided(near.shape, (stride, *near.stride()[1:]))
+    assert far.stride(0) * (len(far) - 1) * far.element_size() > 1 << 32
+    for page in range(len(near)):
+        far[page].copy_(near[page])
+    got = run_dense(case, inputs | {"k_cache": far})
+    for x, y in zip(got, run_dense(case, inputs), strict=True):
+        assert torch.equal(x, y)
