@@ -15,7 +15,7 @@ from flashmla_hub import foreign
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel
 from flashmla_hub.backends._ports import owners, signature
 from flashmla_hub.backends._ports.base import Port
-from flashmla_hub.capabilities import Capabilities, DeviceClass, Rule, between, one_of
+from flashmla_hub.capabilities import Capabilities, DeviceClass, between, one_of
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 from flashmla_hub.request import (
@@ -34,12 +34,6 @@ GET = (
     "install MetaX's wheel for your MACA release (flash_mla ...+metax... from MetaX's developer "
     "site), or build https://github.com/MetaX-MACA/mcFlashMLA in the MACA image"
 )
-
-
-def _few_heads(key: KernelKey) -> str | None:
-    if key.s_q > 1 and key.h_q < 64:
-        return f"s_q={key.s_q} with h_q={key.h_q}: sparse decode takes s_q > 1 from h_q 64 on"
-    return None
 
 
 class MetaX(Port):
@@ -104,8 +98,8 @@ class MetaXSparse(MetaX):
             op=SPARSE_DECODE,
             devices=DEVICES,
             dtypes=("bfloat16", "float16"),
-            s_q=between(1),
-            h_q=between(1, 128),
+            s_q=between(2),
+            h_q=between(64, 128),  # the port takes s_q > 1 from 64 heads on
             page_block_size=one_of(*(1 << n for n in range(11))),
             causal=(False,),
             topk=between(64, None, 64),
@@ -113,7 +107,6 @@ class MetaXSparse(MetaX):
             plans_per_call=True,
             alignment=16,
             empty_rows=False,
-            rules=(Rule("s_q with few heads", _few_heads),),
             rewrites=("pad_topk", "repair_empty_rows"),
         ),
         Capabilities(

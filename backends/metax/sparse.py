@@ -20,7 +20,7 @@ def _only_valid(indices: Tensor, slots: int, length: Tensor | None) -> Tensor:
 
 class SparseDecode(BoundKernel):
     """``flash_mla_with_kvcache(indices=...)``. It still checks block_table and cache_seqlens,
-    which it does not use: they get the smallest tensors that pass."""
+    which it does not use: they name page 0 for as many tokens as there are entries."""
 
     def __init__(self, module: ModuleType, key: KernelKey) -> None:
         self._module, self._key = module, key
@@ -30,7 +30,8 @@ class SparseDecode(BoundKernel):
         key = self._key
         entries = _only_valid(indices, k_cache.shape[0] * k_cache.shape[1], topk_length)
         lens = torch.full((q.shape[0],), key.topk, dtype=torch.int32, device=q.device)
-        table = torch.zeros((q.shape[0], 1), dtype=torch.int32, device=q.device)
+        width = -(-key.topk // key.page_block_size)
+        table = torch.zeros((q.shape[0], width), dtype=torch.int32, device=q.device)
         meta, splits = self._module.get_mla_metadata(
             lens, key.s_q * key.h_q // key.h_kv, key.h_kv, key.h_q, False, key.topk
         )

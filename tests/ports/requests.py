@@ -28,6 +28,7 @@ class Dense:
     causal: bool = False
     lens: tuple[int, ...] = (70, 0, 1, 64, 129)
     strided: str = "packed"
+    q_strided: bool = False
     scale: float | None = None
     seed: int = 0
 
@@ -56,7 +57,9 @@ class Dense:
                 values = torch.randn(live, self.h_kv, 576, generator=g)
                 pool[int(order[at]), :live] = values.to(dtype)
                 at += 1
-        self.q = torch.randn(len(self.lens), self.s_q, self.h_q, 576, generator=g).to(dtype)
+        width = 640 if self.q_strided else 576
+        q = torch.randn(len(self.lens), self.s_q, self.h_q, width, generator=g).to(dtype)
+        self.q = q[..., :576]
         self.k_cache, self.table = pool, table
         self.cache_seqlens = torch.tensor(self.lens, dtype=torch.int32)
 

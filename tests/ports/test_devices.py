@@ -179,19 +179,25 @@ def test_a_device_that_poses_as_cuda_is_not_nvidias(posing):
     assert nvidia.flashmla_hub_identify_device(FAKES[posing].probe()) is None
 
 
-@pytest.mark.parametrize(
-    "probe",
-    [
-        Fake("cuda", "", version={"cuda": "11.6"}, name="Some Card").probe(),
-        Fake("cuda", "", version={}, name="NVIDIA H100", properties=SM90).probe(),
-        DeviceProbe("cuda", torch=SimpleNamespace(), dist_version=lambda name: None, modules={}),
-        Fake("vulkan", "").probe(),
-    ],
+UNKNOWN = (
+    Fake("cuda", "", version={"cuda": "11.6"}, name="Some Card"),
+    Fake("cuda", "", version={}, name="NVIDIA H100", properties=SM90),
+    Fake("vulkan", "", version=CUDA, name="NVIDIA H100", properties=SM90),
+    Fake("vulkan", "", version={"maca": "3.0"}, name="MetaX C500"),
+    Fake("vulkan", "", version={"hip": "6.3"}, torch={"corex": True}, name="Iluvatar PPU Kunlun"),
 )
-def test_what_shows_no_positive_sign_is_unknown_and_says_what_was_seen(probe):
-    info = identify.ask_rules(probe)
+
+
+@pytest.mark.parametrize("fake", UNKNOWN, ids=lambda fake: f"{fake.type} {fake.name}")
+def test_what_shows_no_positive_sign_is_unknown_and_says_what_was_seen(fake):
+    info = identify.ask_rules(fake.probe())
     assert info.vendor == "unknown"
     assert "no rule matched" in info.rule
+
+
+def test_a_torch_with_nothing_in_it_is_unknown():
+    probe = DeviceProbe("cuda", torch=SimpleNamespace(), dist_version=lambda name: None, modules={})
+    assert identify.ask_rules(probe).vendor == "unknown"
 
 
 def test_a_runtime_that_raises_leaves_the_vendor_known():

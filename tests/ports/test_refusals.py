@@ -21,6 +21,7 @@ from flashmla_hub.backends.moore_threads.plugin import Mate, MTFlashMLA
 from flashmla_hub.backends.thead.plugin import THead
 from flashmla_hub.errors import NoBackendError, NotSupportedError
 from flashmla_hub.request import OPS, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
+from tests.ports.battery import serves_large_batches
 from tests.ports.requests import Dense
 
 PORTS = {  # adapter: fakes, device, requests it must refuse by itself
@@ -122,18 +123,8 @@ def test_what_the_simulated_mt_flashmla_does_without_the_gate(tmp_path):
 def test_mt_flashmla_serves_large_batches_in_parts(install, simulated_ports):
     """4096 rows in one call would end the process."""
     install("moore_threads")
-    request = Dense(h_q=1, lens=(1, 70))
-    request.make()
-    rows = 4100
-    request.q = request.q.repeat(rows // 2, 1, 1, 1)
-    request.table = request.table.repeat(rows // 2, 1)
-    request.cache_seqlens = request.cache_seqlens.repeat(rows // 2)
     with flashmla_hub.simulate_device("moore_threads", "mp_31"):
-        out, lse = request.call("simulated_moore_threads")
-    two = Dense(h_q=1, lens=(1, 70))
-    two.make()
-    for first in (0, 4094, rows - 2):
-        two.judge(out[first : first + 2], lse[first : first + 2], first)
+        serves_large_batches("simulated_moore_threads")
 
 
 def test_a_cache_past_4_gib_is_refused_where_aiter_wraps(install, simulated_ports):

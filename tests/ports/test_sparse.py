@@ -32,20 +32,27 @@ def metax(install, simulated_ports):
         yield "simulated_metax_sparse"
 
 
-@pytest.mark.parametrize(
-    ("s_q", "h_q", "topk", "lengths"),
-    [
-        (1, 16, 64, False),
-        (1, 12, 50, True),
-        (2, 64, 64, True),
-        (2, 16, 64, True),
-        (1, 128, 64, True),
-    ],
+METAX_DECODE = (  # s_q, h_q, topk, lengths, page
+    (1, 16, 64, False, 64),
+    (1, 12, 50, True, 16),
+    (2, 64, 50, True, 16),
+    (2, 16, 64, True, 64),
+    (1, 128, 64, True, 64),
 )
-def test_metax_sparse_decode(metax, s_q, h_q, topk, lengths):
+METAX_PREFILL = ((64, 64, False), (12, 40, True))  # h_q, topk, lengths
+FLAGGEMS = (  # s_q, extra, sink, lengths
+    (1, False, False, False),
+    (1, False, True, True),
+    (1, True, False, False),
+    (2, True, True, True),
+)
+
+
+@pytest.mark.parametrize(("s_q", "h_q", "topk", "lengths", "page"), METAX_DECODE)
+def test_metax_sparse_decode(metax, s_q, h_q, topk, lengths, page):
     g = torch.Generator().manual_seed(s_q * 1000 + h_q)
-    q, k_cache = bf16(g, 3, s_q, h_q, 576), bf16(g, 5, 64, 1, 576)
-    indices = entries(g, (3, s_q, topk), 5 * 64)
+    q, k_cache = bf16(g, 3, s_q, h_q, 576), bf16(g, 5, page, 1, 576)
+    indices = entries(g, (3, s_q, topk), 5 * page)
     indices[1] = -1  # a row with no valid entry
     length = torch.tensor([topk, topk, 7], dtype=torch.int32) if lengths else None
     out, lse = flashmla_hub.flash_mla_with_kvcache(
@@ -57,7 +64,7 @@ def test_metax_sparse_decode(metax, s_q, h_q, topk, lengths):
     oracle.check(out, lse, expected, f"s_q={s_q} h_q={h_q} topk={topk}")
 
 
-@pytest.mark.parametrize(("h_q", "topk", "lengths"), [(64, 64, False), (12, 40, True)])
+@pytest.mark.parametrize(("h_q", "topk", "lengths"), METAX_PREFILL)
 def test_metax_sparse_prefill_comes_back_in_natural_units(metax, h_q, topk, lengths):
     g = torch.Generator().manual_seed(h_q)
     q, kv = bf16(g, 5, h_q, 576), bf16(g, 90, 1, 576)
@@ -88,15 +95,7 @@ def model1(g, blocks, page):
 
 
 @pytest.mark.parametrize("page", [64, 2])
-@pytest.mark.parametrize(
-    ("s_q", "extra", "sink", "lengths"),
-    [
-        (1, False, False, False),
-        (1, False, True, True),
-        (1, True, False, False),
-        (2, True, True, True),
-    ],
-)
+@pytest.mark.parametrize(("s_q", "extra", "sink", "lengths"), FLAGGEMS)
 def test_flaggems_sparse_decode(flaggems, page, s_q, extra, sink, lengths):
     g = torch.Generator().manual_seed(page + s_q)
     h_q, topk = 8, 24
