@@ -64,7 +64,7 @@ class PagedSource:
             limit = limit + torch.arange(1 - s_q, 1, device=limit.device)
         self.limit = limit[:, None, :, None, None]
         self.host_lens = self.lens.tolist() if values_at_hand(self.lens.device) else None
-        self.home = _home(block_table[:, :1].long(), self.lens.unsqueeze(-1) > 0)
+        self.home = _home(block_table[:, :1], self.lens.unsqueeze(-1) > 0)
 
     def chunks(self, rows: slice) -> Iterator[Chunk]:
         stop = self.capacity if self.host_lens is None else max(self.host_lens[rows])
@@ -89,7 +89,7 @@ class SlotSource:
         if topk_length is not None:
             entry = torch.arange(slots.shape[-1], device=slots.device)
             self.valid &= entry < topk_length[:, None, None]
-        self.home = _home(slots.long(), self.valid)
+        self.home = _home(slots, self.valid)
 
     def chunks(self, rows: slice) -> Iterator[Chunk]:
         slots, valid = self.slots[rows], self.valid[rows]
@@ -108,8 +108,8 @@ def _home(entries: Tensor, alive: Tensor) -> Tensor:
     """For each list (..., n) of entries (..., 1): its first alive one, else that of another list,
     else 0. Without a host read, an address that is safe to read for every list."""
     if entries.shape[-1] == 0:
-        return entries.new_zeros((*entries.shape[:-1], 1))
-    first = entries.gather(-1, alive.int().argmax(-1, keepdim=True))
+        return entries.new_zeros((*entries.shape[:-1], 1), dtype=torch.int64)
+    first = entries.gather(-1, alive.int().argmax(-1, keepdim=True)).long()
     has_one = alive.any(-1, keepdim=True)
     donor = first.flatten().gather(0, has_one.flatten().int().argmax(0, keepdim=True))
     return torch.where(has_one, first, torch.where(has_one.any(), donor, 0))
