@@ -145,6 +145,13 @@ def main() -> int:
         job.hold(f"{kind}: every decode call", calls.get("decode") == expected, calls)
         job.hold(f"{kind}: stock vLLM never calls the hub", not idle.get("decode"), idle)
 
+    ours, calls = job.generate(
+        "v2-builder", models["v2"], prompts, hub=False, watch={"accelerator_builder": True}
+    )
+    same, total = equal(stock["v2"], ours)
+    held = same == total and calls.get("decode") == LAYERS * NEW
+    job.hold("the accelerator form's builder gives the same tokens", held, f"{same}/{total}")
+
     wrong, _ = job.generate("v2-wrong-scale", models["v2"], prompts, watch={"scale": 1.05})
     same, total = equal(stock["v2"], wrong)
     job.hold("control: a scale 5 % off changes tokens", same < total, f"{same}/{total}")

@@ -29,6 +29,11 @@ def register() -> None:
     job = json.loads(os.environ["HUB_JOB"])
     _watch(job.get("scale", 1.0))
     atexit.register(_write, Path(job["calls"]))
+    if job.get("accelerator_builder"):
+        from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+        path = "vllm_job_backend.AcceleratorBuilderBackend"
+        register_backend(AttentionBackendEnum.CPU_MLA, path)
     if job.get("dcp"):
         _teach_dcp(wrong_base=job.get("wrong_base", False))
 
