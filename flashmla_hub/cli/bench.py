@@ -26,7 +26,7 @@ EPILOG = """\
 examples:
   flashmla-hub bench                                   the standard grid, every backend here
   flashmla-hub bench --grid latency                    small batches, as layers of a graph
-  flashmla-hub bench --shape 128,1,16,8192 --shape 1,1,128,131072 --backend hopper --backend triton
+  flashmla-hub bench --shape 128,1,16,8192 --shape 1,1,128,131072 --backend NAME --backend NAME
   flashmla-hub bench --json bench.json --plot bench.png
 
 Device time is the median of interleaved calls, the cache flushed before each and the host ahead;

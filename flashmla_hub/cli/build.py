@@ -24,7 +24,7 @@ EPILOG = """\
 examples:
   flashmla-hub build                                  all kernels of this machine's backends
   flashmla-hub build --list                           what there is to build, building nothing
-  flashmla-hub build --list --device nvidia:sm_90     the same for a simulated device
+  flashmla-hub build --list --device VENDOR:ARCH      the same for a simulated device
 
 exit codes: 0 all built (or nothing to build), 1 something failed, 2 wrong use
 """
