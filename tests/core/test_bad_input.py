@@ -26,7 +26,8 @@ WRONG = {
     "q has no queries": (changed(q=torch.zeros(2, 0, 4, 576)), "q.shape"),
     "q is transposed": (changed(q=torch.zeros(2, 1, 576, 4).transpose(2, 3)), "q.stride()"),
     "k_cache is None": (changed(k_cache=None), "k_cache"),
-    "k_cache is of another dtype": (changed(k_cache=torch.zeros(6, 8, 1, 576).half()), "k_cache.dtype"),
+    "k_cache is of another dtype": (
+        changed(k_cache=torch.zeros(6, 8, 1, 576).half()), "k_cache.dtype"),
     "k_cache has another head dim": (changed(k_cache=torch.zeros(6, 8, 1, 512)), "k_cache.shape"),
     "k_cache has pages of 0 tokens": (changed(k_cache=torch.zeros(6, 0, 1, 576)), "k_cache.shape"),
     "k_cache has no KV head": (changed(k_cache=torch.zeros(6, 8, 0, 576)), "k_cache.shape"),
@@ -38,7 +39,8 @@ WRONG = {
     "block_table is int64": (changed(block_table=torch.zeros(2, 3).long()), "block_table.dtype"),
     "block_table has another batch": (
         changed(block_table=torch.zeros(3, 3, dtype=torch.int32)), "block_table.shape"),
-    "block_table is flat": (changed(block_table=torch.zeros(6, dtype=torch.int32)), "block_table.shape"),
+    "block_table is flat": (
+        changed(block_table=torch.zeros(6, dtype=torch.int32)), "block_table.shape"),
     "block_table is transposed": (
         changed(block_table=torch.zeros(3, 2, dtype=torch.int32).t()), "block_table.stride()"),
     "cache_seqlens is None": (changed(cache_seqlens=None), "cache_seqlens"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from core_helpers import dense
 
 from flashmla_hub import cli
 from flashmla_hub.cli import new_backend
@@ -118,7 +120,7 @@ def test_doctor(capsys):
     code, out, _ = run(capsys, "doctor", "--json")
     facts = json.loads(out)
     assert code == 0
-    assert {"flashmla_hub", "packages", "torch", "settings", "devices", "backends"} == set(facts)
+    assert {"flashmla_hub", "packages", "torch", "settings", "devices", "backends"} <= set(facts)
     assert "## backends" in run(capsys, "doctor")[1]
 
 
@@ -150,8 +152,6 @@ def test_new_backend_writes_a_plugin_that_is_chosen_for_its_device(tmp_path, mon
     with registered(plugin, "acme_two"):
         assert hub.explain(hub.KernelKey(h_q=16), device="acme_two").selected == "acme_two"
         assert hub.explain(hub.KernelKey(h_q=16)).selected == "torch"
+        args = dense(page=64, dtype=torch.bfloat16)
         with pytest.raises(hub.NotSupportedError, match="not written yet"):
-            from core_helpers import dense
-            import torch
-
-            hub.flash_mla_with_kvcache(**dense(page=64, dtype=torch.bfloat16), backend="acme_two")
+            hub.flash_mla_with_kvcache(**args, backend="acme_two")

@@ -77,8 +77,8 @@ def test_metadata_of_every_generation(form):
     want = hub.flash_mla_with_kvcache(**args)
     for _ in range(3):
         out, lse = hub.flash_mla_with_kvcache(
-            args["q"], args["k_cache"], args["block_table"], args["cache_seqlens"], 512, meta, splits,
-            softmax_scale=None, causal=False,
+            args["q"], args["k_cache"], args["block_table"], args["cache_seqlens"], 512, meta,
+            splits, softmax_scale=None, causal=False,
         )  # fmt: skip
         assert torch.equal(out, want[0])
         assert torch.equal(lse, want[1])

@@ -100,8 +100,8 @@ def test_the_environment_is_read_in_one_place():
 
 def test_files_stay_readable():
     listed = subprocess.run(
-        ["git", "ls-files", "*.py", "*.cu", "*.cuh", "*.h"], cwd=ROOT, capture_output=True, text=True,
-        check=False,
+        ["git", "ls-files", "*.py", "*.cu", "*.cuh", "*.h"], cwd=ROOT, capture_output=True,
+        text=True, check=False,
     )  # fmt: skip
     if listed.returncode:
         pytest.skip("needs git")
@@ -147,7 +147,7 @@ def test_nothing_outside_the_standard_library_is_imported_beside_the_requirement
 def test_no_linux_only_import_on_the_way_to_the_demo():
     """What other systems lack must not be imported by the core, the CLI or the torch backend."""
     absent = ("fcntl", "resource", "pwd", "grp", "termios", "readline", "posix")
-    block = "import sys; [sys.modules.__setitem__(m, None) for m in %r];" % (absent,)
+    block = f"import sys; [sys.modules.__setitem__(m, None) for m in {absent!r}];"
     done = in_fresh_process(
         f"import torch; {block} import flashmla_hub as hub; hub.devices(); hub.backends();"
         "import flashmla_hub.cli.demo, flashmla_hub.cli.devices, flashmla_hub.cli.doctor;"

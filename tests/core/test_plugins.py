@@ -140,7 +140,7 @@ def test_two_rules_that_claim_one_device_are_an_error_naming_both():
     claim = DeviceInfo(vendor="acme", arch="", type="cpu")
     with (
         registered(identifier(claim), "acme_rule"),
-        pytest.raises(hub.DeviceConflictError, match="device_cpu.*acme_rule"),
+        pytest.raises(hub.DeviceConflictError, match=r"device_cpu.*acme_rule"),
     ):
         identify.ask_rules(DeviceProbe(type="cpu"))
 

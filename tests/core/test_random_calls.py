@@ -43,7 +43,8 @@ def calls(draw: Any) -> dict[str, Any]:
         "cache_seqlens": torch.tensor(lens, dtype=torch.int32),
         "head_dim_v": d_v,
         "causal": pick(False, True),
-        "softmax_scale": pick(None, None, 0.05, 1.0, -0.1),
+        # no larger: a sink would push out below what float16 can hold, and its cosine is 0/0
+        "softmax_scale": pick(None, None, 0.05, 0.1, -0.1),
     }
     if pick(True, False, False):
         call["tile_scheduler_metadata"] = hub.get_mla_metadata()[0]
