@@ -1,6 +1,6 @@
 """The launcher through the real cuda-bindings, over a CUDA driver that launches nothing.
 
-The cases (launcher_cases.py) run in a process of their own, where that driver answers to
+The cases (launcher_*.py) run in a process of their own, where that driver answers to
 libcuda.so.1: a process that has loaded it is of no use to any other test.
 """
 
@@ -26,12 +26,15 @@ def test_launches_are_what_the_kernel_expects(tmp_path: Path) -> None:
         pytest.skip("a CUDA build of torch would load the stand-in driver too")
     command = [compiler, "-shared", "-fPIC", "-O1", "-w", "-o", str(tmp_path / "libcuda.so.1")]
     subprocess.run([*command, str(HERE / "fake_driver.c"), "-ldl"], check=True)
-    child = [sys.executable, "-m", "pytest", "-q", str(HERE / "launcher_cases.py")]
+    files = [str(HERE / name) for name in ("launcher_cases.py", "launcher_failures.py")]
     done = subprocess.run(
-        ["env", f"LD_LIBRARY_PATH={tmp_path}", *child],
+        [
+            "env", f"LD_LIBRARY_PATH={tmp_path}", f"PYTHONPATH={HERE}",
+            sys.executable, "-m", "pytest", "-q", "-p", "launcher_fakes", *files,
+        ],
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
         check=False,
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
