@@ -73,6 +73,8 @@ class HopperBackend(Backend):
         return (DENSE,)
 
     def environment_reasons(self, device: DeviceInfo) -> tuple[str, ...]:
+        if DENSE.device_reasons(device):
+            return ()  # another device: nothing to install would help
         from .environment import Environment
 
         return Environment().reasons()
@@ -171,7 +173,7 @@ class HopperBackend(Backend):
         """One item for each variant: a key whose bind compiles and loads it."""
         from .variants import all_variants
 
-        if self.capabilities(device)[0].device_reasons(device):
+        if DENSE.device_reasons(device):
             return
         for variant in all_variants():
             yield BuildItem(

@@ -65,6 +65,7 @@ def test_refuses_other_devices(vendor: str, arch: str) -> None:
     device = DeviceInfo(vendor, arch, "cuda")
     assert any("nvidia (sm_90)" in reason for reason in reasons(BASE, device))
     assert list(HopperBackend().build_items(device)) == []
+    assert HopperBackend().environment_reasons(device) == ()
 
 
 def test_a_key_first_seen_while_a_graph_is_captured_is_refused_before_anything_is_touched() -> None:
