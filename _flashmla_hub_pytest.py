@@ -12,7 +12,9 @@ from typing import Any
 
 
 def pytest_addoption(parser: Any) -> None:
-    if any(argument.startswith("flashmla_hub.conformance") for argument in sys.argv[1:]):
+    words = sys.argv[1:]
+    asked = any(word.startswith("flashmla_hub.conformance") for word in words)
+    if asked and "flashmla_hub.conformance.options" not in words:  # else -p has brought them
         from flashmla_hub.conformance.options import add
 
         add(parser)

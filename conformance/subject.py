@@ -260,7 +260,7 @@ class FunctionSubject:
 
 
 def out_keywords(subject: Subject) -> bool:
-    """Whether the subject can be given ``out=`` and ``lse_out=``."""
+    """Whether the subject can be given ``out=`` and ``lse_out=``; bare functions must name them."""
     if isinstance(subject, FunctionSubject):
-        return subject.takes is None or {"out", "lse_out"} <= subject.takes
+        return subject.takes is not None and {"out", "lse_out"} <= subject.takes
     return True

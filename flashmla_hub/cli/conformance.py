@@ -126,9 +126,13 @@ def _observed(runner: Any, args: argparse.Namespace, options: Any) -> Any:
 
 
 def _print(out: Console, result: Any) -> None:
-    table = Table(title=f"{result.meta.backend} on {result.meta.device['name']}", box=box.SIMPLE)
+    table = Table(
+        title=f"{result.meta.backend} on {result.meta.device['name']}",
+        box=box.SIMPLE,
+        padding=(0, 0, 0, 1),
+    )
     table.add_column("level")
-    for name in ("needs", "native", "rewritten", "failed", "unclaimed", "unrun", "known"):
+    for name in ("needs", "native", "rewritten", "failed", "not claimed", "not run", "known"):
         table.add_column(name, justify="right")
     table.add_column("")
     for level in result.levels:

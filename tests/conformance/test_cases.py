@@ -1,5 +1,6 @@
 """The case table, its frozen lists, and the nouns' JSON."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -44,7 +45,7 @@ def test_a_changed_removed_or_added_case_is_named() -> None:
 
 
 def test_levels_hold_those_below() -> None:
-    for lower, upper in zip(LEVELS, LEVELS[1:], strict=False):
+    for lower, upper in itertools.pairwise(LEVELS):
         assert set(cases_of(lower)) < set(cases_of(upper))
 
 

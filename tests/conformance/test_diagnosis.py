@@ -56,9 +56,7 @@ def made_by(mistake: Mistake, call: Call) -> tuple[np.ndarray, np.ndarray] | Non
 
 
 @pytest.mark.parametrize("mistake", CATALOGUE, ids=lambda m: m.name)
-def test_a_mistake_is_seen_and_named(
-    mistake: Mistake, calls: list[tuple[Call, Outputs]]
-) -> None:
+def test_a_mistake_is_seen_and_named(mistake: Mistake, calls: list[tuple[Call, Outputs]]) -> None:
     seen = []
     for call, want in calls:
         made = made_by(mistake, call)
