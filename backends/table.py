@@ -1,0 +1,129 @@
+"""The table of backends, made from their declarations, so that it cannot drift from them.
+
+python -m flashmla_hub.backends.table            print it
+python -m flashmla_hub.backends.table README.md  rewrite it between the two markers
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from flashmla_hub import registry
+from flashmla_hub.backend import Backend
+from flashmla_hub.capabilities import ANY, Capabilities, IntSet
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.plugins import BUILTIN
+
+BEGIN, END = "<!-- backends: begin -->", "<!-- backends: end -->"
+COLUMNS = ("vendor", "backend", "package, versions known", "takes", "confidence", "verified on")
+NOT_RUN = "not run on hardware"
+DEVICES = tuple(
+    DeviceInfo(vendor, arch, type="simulated", simulated=True)
+    for vendor, arch in (
+        ("nvidia", "sm_90"), ("cpu", "x86_64"), ("amd", "gfx942"), ("metax", "xcore1000"),
+        ("moore_threads", "mp_31"), ("hygon", "gfx936"), ("iluvatar", "ivcore11"), ("thead", ""),
+        ("intellifusion", ""), ("ascend", ""),
+    )
+)  # fmt: skip
+SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+def markdown() -> str:
+    """The table of the built-in backends, highest declared rank band first."""
+    rows = [_row(backend) for backend in _builtin()]
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def rewrite(text: str) -> str:
+    """``text`` with the table between the markers replaced.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the markers {BEGIN} and {END} are not in the text")
+    return f"{before}{BEGIN}\n{markdown()}\n{END}{after}"
+
+
+def _builtin() -> Iterator[Backend]:
+    state = registry.state()
+    names = [n for n in state.backends if state.owners.get(n) == BUILTIN]
+    yield from (state.backends[name] for name in sorted(names, key=_order))
+
+
+def _order(name: str) -> tuple[str, str]:
+    info = registry.get(name).info
+    return (info.vendor or " ", name)  # those of no vendor, which run on many devices, first
+
+
+def _row(backend: Backend) -> tuple[str, ...]:
+    info = backend.info
+    package = " ".join(filter(None, (info.package, info.versions))) or "none"
+    cells = (
+        info.vendor or "any",
+        f"`{backend.name}`",
+        package,
+        "; ".join(_takes(backend)),
+        info.confidence,
+        info.verified or (NOT_RUN if info.vendor else "-"),
+    )
+    return tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+
+
+def _takes(backend: Backend) -> list[str]:
+    """What the declarations take natively, one phrase for each op; the rewrites widen it."""
+    device = next((d for d in DEVICES if _declared(backend, d)), DEVICES[0])
+    declared = _declared(backend, device)
+    if declared and all(any(rule.name == "refused" for rule in d.rules) for d in declared):
+        return ["nothing: refuses with the way forward"]
+    devices = ", ".join(dict.fromkeys(str(c) for d in declared for c in d.devices))
+    first: dict[str, list[str]] = {}
+    phrases: list[str] = []
+    for declaration in declared:
+        facts, op = _facts(declaration), declaration.op.replace("_", " ")
+        if op not in first:
+            first[op] = facts
+            phrases.append(f"{op}: {', '.join(facts)}")
+        elif differing := [fact for fact in facts if fact not in first[op]]:
+            phrases[-1] += f", or {', '.join(differing)}"
+    return [devices, *phrases]
+
+
+def _declared(backend: Backend, device: DeviceInfo) -> list[Capabilities]:
+    return [d for d in backend.capabilities(device) if any(device in c for c in d.devices)]
+
+
+def _facts(d: Capabilities) -> list[str]:
+    facts = ["/".join(SHORT.get(name, name) for name in d.dtypes)]
+    facts += [_span(name, getattr(d, name)) for name in ("h_q", "s_q", "h_kv")]
+    facts.append(_span("page", d.page_block_size))
+    if d.kv_formats != ("dense",):
+        facts.append("cache " + "/".join(d.kv_formats))
+    return [*facts, *d.hazards]
+
+
+def _span(name: str, accepted: IntSet) -> str:
+    if accepted == ANY:
+        return f"any {name}"
+    values = accepted.values
+    if len(values) > 4:
+        return f"{name} {values[0]}, {values[1]} .. {values[-1]}"
+    return f"{name} {str(accepted).replace(' | ', '/')}"
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments:
+        print(markdown())
+        return 0
+    path = Path(arguments[0])
+    path.write_text(rewrite(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The Acme port as a backend of flashmla_hub."""
