@@ -129,9 +129,12 @@ FMH_DEVICE int few_units(const DenseDecodeParams& p, int fragments) {
 FMH_DEVICE void combine_few(const DenseDecodeParams& p, const Fragments& f, int unit) {
   const int slice = uniform(unit * kCombineWarps + (threadIdx.x >> 5));
   switch (few_slices(f.count)) {
-    case 1: return combine_slice<1>(p, f, slice);
-    case 2: return combine_slice<2>(p, f, slice);
-    default: return combine_slice<4>(p, f, slice);
+    case 1:
+      return combine_slice<1>(p, f, slice);
+    case 2:
+      return combine_slice<2>(p, f, slice);
+    default:
+      return combine_slice<4>(p, f, slice);
   }
 }
 
@@ -265,8 +268,7 @@ FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
     part = uniform(part);
     const int local = unit - (part ? through[part - 1] : 0);
     const u32 slot = 2 * part * slot_rows;  // schedule.h: FragmentWalk::slot
-    const Fragments f{info[part].x, uniform(info[part].y), slot + slot_rows, slot,
-                      2u * slot_rows};
+    const Fragments f{info[part].x, uniform(info[part].y), slot + slot_rows, slot, 2u * slot_rows};
     if (f.count <= kFewFragments) {
       combine_few(p, f, local);
     } else if (many_groups(f.count) == 8) {

@@ -98,9 +98,9 @@ FMH_DEVICE void store_empty(const DenseDecodeParams& p, const Tile& tile, int re
 // Stores a finished fragment; `sum` are the row sums over both groups and the whole quad.
 template <int kGroup>
 FMH_DEVICE void store_fragment(const DenseDecodeParams& p, const Tile& tile,
-                               const FragmentWalk<true>& walk, int part,
-                               const float (&o)[128], const float (&maximum)[2],
-                               const float (&sum)[2], int row, int lane) {
+                               const FragmentWalk<true>& walk, int part, const float (&o)[128],
+                               const float (&maximum)[2], const float (&sum)[2], int row,
+                               int lane) {
   // A loop over the two rows, not two copies: half the code to fetch, and fewer values in flight.
   if (walk.is_whole()) {
 #pragma unroll 1
@@ -115,14 +115,15 @@ FMH_DEVICE void store_fragment(const DenseDecodeParams& p, const Tile& tile,
       }
     }
   } else {
-    const long long first = (long long)walk.slot(p, part) * (p.lanes * p.tile_rows) +
-                            tile.lane * p.tile_rows + row;
+    const long long first =
+        (long long)walk.slot(p, part) * (p.lanes * p.tile_rows) + tile.lane * p.tile_rows + row;
 #pragma unroll 1
     for (int h = 0; h < 2; h++) {
       const bool live = row + 8 * h < tile.live;
       const long long r = first + 8 * h;
       if (kGroup == 0 && live && (lane & 3) == 0) {
-        ((float2*)p.partial_ml)[r] = h ? make_float2(maximum[1], sum[1]) : make_float2(maximum[0], sum[0]);
+        ((float2*)p.partial_ml)[r] =
+            h ? make_float2(maximum[1], sum[1]) : make_float2(maximum[0], sum[0]);
       }
       store_partial_row(p.partial_out + r * kDimV + kGroup * 256, o, h, lane, live);
     }

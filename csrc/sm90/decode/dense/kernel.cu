@@ -7,6 +7,11 @@
 
 namespace fmh {
 
+// 168 for each thread at entry, moved between the warpgroups; gathering needs more of them.
+constexpr int kMathRegisters = FMH_PAGES == 1 ? 224 : 232;
+constexpr int kProducerRegisters = FMH_PAGES == 1 ? 56 : 40;
+static_assert(2 * kMathRegisters + kProducerRegisters == 3 * 168, "the register file");
+
 FMH_DEVICE void init_barriers() {
 #pragma unroll
   for (int half = 0; half < 4; half++) {
@@ -69,13 +74,13 @@ extern "C" __global__ void __launch_bounds__(fmh::kThreads, 1)
   // shared by both math groups would serialise their products.
   const int group = threadIdx.x / fmh::kGroupThreads;
   if (group == 0) {
-    fmh::registers_grow<232>();
+    fmh::registers_grow<fmh::kMathRegisters>();
     fmh::consume<0>(smem, p, tile, part);
   } else if (group == 1) {
-    fmh::registers_grow<232>();
+    fmh::registers_grow<fmh::kMathRegisters>();
     fmh::consume<1>(smem, p, tile, part);
   } else {
-    fmh::registers_shrink<40>();
+    fmh::registers_shrink<fmh::kProducerRegisters>();
     fmh::produce(smem, &q_map, &k_left, &k_right, p, tile);
   }
 }

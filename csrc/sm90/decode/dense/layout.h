@@ -38,14 +38,14 @@ constexpr u32 kOffsetP1 = kOffsetK1 + kBlockBytes + (kDimQK == 512 ? kTileBytes 
 constexpr u32 kOffsetP0 = kDimQK == 512 ? kOffsetP1 - kTileBytes : kOffsetK0 + 8 * kTileBytes;
 constexpr u32 kOffsetMisc = kOffsetP1 + kTileBytes;
 
-constexpr u32 kOffsetBarriers = kOffsetMisc;                // 10 mbarriers
-constexpr u32 kOffsetMax0 = kOffsetMisc + 128;              // float[64], written by group 0
-constexpr u32 kOffsetMax1 = kOffsetMax0 + 256;              // float[64], written by group 1
-constexpr u32 kOffsetSums = kOffsetMax1 + 256;              // float[2 parities][2 groups][64]
-constexpr u32 kOffsetSchedule = kOffsetSums + 1024;         // ScheduleResult
-constexpr u32 kOffsetScan = kOffsetSchedule + 64;           // int[12], one per warp
-constexpr u32 kOffsetPartLoad = kOffsetScan + 64;           // int[kMaxParts]
-constexpr int kMaxParts = 144;  // all SMs a die of this architecture can have
+constexpr u32 kOffsetBarriers = kOffsetMisc;         // 10 mbarriers
+constexpr u32 kOffsetMax0 = kOffsetMisc + 128;       // float[64], written by group 0
+constexpr u32 kOffsetMax1 = kOffsetMax0 + 256;       // float[64], written by group 1
+constexpr u32 kOffsetSums = kOffsetMax1 + 256;       // float[2 parities][2 groups][64]
+constexpr u32 kOffsetSchedule = kOffsetSums + 1024;  // ScheduleResult
+constexpr u32 kOffsetScan = kOffsetSchedule + 64;    // int[12], one per warp
+constexpr u32 kOffsetPartLoad = kOffsetScan + 64;    // int[kMaxParts]
+constexpr int kMaxParts = 144;                       // all SMs a die of this architecture can have
 constexpr u32 kSharedBytes = kOffsetPartLoad + 4 * kMaxParts;
 
 static_assert(kOffsetP0 % 1024 == 0 && kOffsetP1 % 1024 == 0, "swizzled tiles are 1024-aligned");

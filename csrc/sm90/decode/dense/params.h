@@ -19,10 +19,10 @@ struct DenseDecodeParams {
   float* partial_ml;         // (slots, lanes * tile_rows, 2): row maximum (log2 units), row sum
   int* part_info;            // (parts, 2): request split at the part's end (-1: none), fragments
 
-  long long block_table_stride;                                      // elements
-  long long k_stride_page, k_stride_token, k_stride_head;            // elements; FMH_PAGES 1 only
-  long long out_stride_batch, out_stride_token, out_stride_head;     // elements, multiples of 8
-  long long lse_stride_batch, lse_stride_head, lse_stride_token;     // elements
+  long long block_table_stride;                                   // elements
+  long long k_stride_page, k_stride_token, k_stride_head;         // elements; FMH_PAGES 1 only
+  long long out_stride_batch, out_stride_token, out_stride_head;  // elements, multiples of 8
+  long long lse_stride_batch, lse_stride_head, lse_stride_token;  // elements
 
   int batch;            // 1..4096
   int s_q;              // query tokens of a request
@@ -46,7 +46,8 @@ struct DenseDecodeParams {
   int prefetch;         // 1: the tiles of a part prefetch the next pair of blocks into L2 together
 
   int chunk_blocks;  // batch invariant: least blocks of a chunk
-  int max_chunks;    // batch invariant: slots per request, min(32, ceil(blocks of capacity / chunk_blocks))
+  int max_chunks;    // batch invariant: slots per request, min(32, ceil(blocks of capacity /
+                     // chunk_blocks))
 
   float scale_log2;  // softmax_scale * log2(e); > 0
 };

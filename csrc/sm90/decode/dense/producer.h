@@ -93,8 +93,7 @@ FMH_DEVICE void produce(char* smem, const TensorMap* q_map, const TensorMap* k_l
   u32 parity0 = 1, parity1 = 1, parity_q = 1;  // the first pass over the ring returns at once
   FragmentWalk<false> walk(smem, p);
   while (walk.next(p, [](int) {})) {
-    PageTable table{p.block_table + walk.request * p.block_table_stride,
-                    page_shift};
+    PageTable table{p.block_table + walk.request * p.block_table_stride, page_shift};
     BlockPlace x0 = table(walk.begin), x1 = x0;
     if (walk.begin + 1 < walk.end) x1 = table(walk.begin + 1);
     barrier_wait(kQEmpty, parity_q);
@@ -133,49 +132,81 @@ FMH_DEVICE void produce(char* smem, const TensorMap* q_map, const TensorMap* k_l
 
 #else
 
+// t / d for t < 2^31: a shift, or a multiplication by ceil(2^(31 + bits) / d), which is exact
+// there.
+struct Divisor {
+  u32 divisor, multiplier;
+  int bits;  // 2^(bits - 1) < divisor <= 2^bits
+
+  FMH_DEVICE explicit Divisor(u32 d) : divisor(d), multiplier(0) {
+    bits = 32 - __clz(d - 1);
+    if ((d & (d - 1)) == 0) return;
+    u32 rest = 1u << (bits - 1);
+#pragma unroll 1
+    for (int i = 0; i < 32; i++) {
+      rest <<= 1;
+      multiplier <<= 1;
+      if (rest >= d) rest -= d, multiplier |= 1;
+    }
+    multiplier += rest != 0;
+  }
+  FMH_DEVICE u32 quotient(u32 t) const {
+    return multiplier ? __umulhi(t, multiplier) >> (bits - 1) : t >> bits;
+  }
+  FMH_DEVICE u32 remainder(u32 t) const { return t - quotient(t) * divisor; }
+};
+
 // All 128 threads gather rows: thread t copies the 16 bytes at column 8 * (t % 8) of every
 // column tile, of rows t / 8 + 16 i. Rows past the length are written as zeros, not read.
 struct RowGather {
+  static constexpr int kRows = 4;
+
   const u16* k;
   u32 destination;  // inside a buffer: row and swizzled chunk of this thread
-  int row, page_block_size;
+  int row;
+  Divisor page_size;
 
-  FMH_DEVICE RowGather(const DenseDecodeParams& p, const Tile& tile) {
+  FMH_DEVICE RowGather(const DenseDecodeParams& p, const Tile& tile)
+      : page_size(p.page_block_size) {
     const int thread = threadIdx.x & (kGroupThreads - 1), chunk = thread & 7;
     row = thread >> 3;
     k = (const u16*)p.k_cache + tile.kv_head * p.k_stride_head + chunk * 8;
     destination = row * 128 + ((chunk ^ (row & 7)) << 4);
-    page_block_size = p.page_block_size;
   }
 
-  FMH_DEVICE void copy_block(const DenseDecodeParams& p, const int* table, int block, int length,
-                             u32 buffer, int left_half, u32 parity) const {
-    const u16* source[4];
-    int bytes[4];
+  FMH_DEVICE int token(int block, int i) const { return block * kBlockTokens + row + 16 * i; }
+
+  // Page ids of this thread's rows of a block; rows past the length get none.
+  FMH_DEVICE void load_pages(const int* table, int block, int length, int (&pages)[kRows]) const {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int token = block * kBlockTokens + row + 16 * i;
-      bytes[i] = token < length ? 16 : 0;
+    for (int i = 0; i < kRows; i++) {
+      const int t = token(block, i);
+      pages[i] = t < length ? table[page_size.quotient(t)] : 0;
+    }
+  }
+
+  FMH_DEVICE void find_rows(const DenseDecodeParams& p, const int (&pages)[kRows], int block,
+                            int length, const u16* (&source)[kRows]) const {
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
+      const int t = token(block, i);
       source[i] = k;
-      if (token < length) {
-        const u32 page = (u32)token / (u32)page_block_size;
-        source[i] += table[page] * p.k_stride_page +
-                     (token - (int)page * page_block_size) * p.k_stride_token;
+      if (t < length) {
+        source[i] += pages[i] * p.k_stride_page + page_size.remainder(t) * p.k_stride_token;
       }
     }
-    copy_half(source, bytes, 0, kLeftTiles, buffer, left_half, parity);
-    copy_half(source, bytes, kLeftTiles, kColumnTiles, buffer, left_half + 1, parity);
   }
 
-  FMH_DEVICE void copy_half(const u16* const (&source)[4], const int (&bytes)[4], int first,
-                            int last, u32 buffer, int half, u32 parity) const {
+  template <int kFirst, int kLast>
+  FMH_DEVICE void copy_half(const u16* const (&source)[kRows], int valid, u32 buffer, int half,
+                            u32 parity) const {
     barrier_wait(empty_barrier(half), parity);
-#pragma unroll 1
-    for (int t = first; t < last; t++) {
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
+    for (int t = kFirst; t < kLast; t++) {
+#pragma unroll
+      for (int i = 0; i < kRows; i++) {
         copy_16_or_zero(buffer + t * kTileBytes + i * 2048 + destination, source[i] + t * 64,
-                        bytes[i]);
+                        16 * i < valid ? 16 : 0);
       }
     }
     barrier_arrive_after_copies(full_barrier(half));
@@ -186,23 +217,29 @@ FMH_DEVICE void produce(char* smem, const TensorMap* q_map, const TensorMap*, co
                         const DenseDecodeParams& p, const Tile& tile) {
   constexpr u32 k0 = kSharedBase + kOffsetK0, k1 = kSharedBase + kOffsetK1;
   const RowGather gather(p, tile);
-  u32 parity0 = 1, parity1 = 1, parity_q = 1;
+  u32 parities = 3, parity_q = 1;  // of the two buffers, a bit each
   FragmentWalk<false> walk(smem, p);
   while (walk.next(p, [](int) {})) {
     const int* table = p.block_table + walk.request * p.block_table_stride;
+    int pages[RowGather::kRows];
+    gather.load_pages(table, walk.begin, walk.length, pages);
     if (threadIdx.x == 2 * kGroupThreads) {
       barrier_wait(kQEmpty, parity_q);
       load_q(q_map, p, tile, walk.request);
     }
     parity_q ^= 1;
 #pragma unroll 1
-    for (int j = walk.begin; j < walk.end; j += 2) {
-      gather.copy_block(p, table, j, walk.length, k0, kK0Left, parity0);
-      parity0 ^= 1;
-      if (j + 1 < walk.end) {
-        gather.copy_block(p, table, j + 1, walk.length, k1, kK1Left, parity1);
-        parity1 ^= 1;
-      }
+    for (int j = walk.begin; j < walk.end; j++) {
+      const u16* source[RowGather::kRows];
+      gather.find_rows(p, pages, j, walk.length, source);
+      // The next block's page ids are on their way while this block waits for its buffer.
+      if (j + 1 < walk.end) gather.load_pages(table, j + 1, walk.length, pages);
+      const int odd = (j - walk.begin) & 1, left = odd ? kK1Left : kK0Left;
+      const u32 buffer = odd ? k1 : k0, parity = (parities >> odd) & 1;
+      const int valid = walk.length - j * kBlockTokens - gather.row;
+      gather.copy_half<0, kLeftTiles>(source, valid, buffer, left, parity);
+      gather.copy_half<kLeftTiles, kColumnTiles>(source, valid, buffer, left + 1, parity);
+      parities ^= 1u << odd;
     }
   }
 }

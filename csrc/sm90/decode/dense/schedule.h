@@ -14,8 +14,8 @@ namespace fmh {
 // Blocks [(first_request, first_block), (last_request, last_block)) are this part's.
 struct ScheduleResult {
   int first_request, first_block, last_request, last_block;
-  int whole_begin, whole_end;      // requests of this part when none is split
-  int last_cut_position;           // a later cut than this spares the request cut at the end
+  int whole_begin, whole_end;  // requests of this part when none is split
+  int last_cut_position;       // a later cut than this spares the request cut at the end
 
   FMH_DEVICE void reset(int part, int batch) {  // no cut found: part 0 has all, the others nothing
     first_request = part == 0 ? 0 : batch;
@@ -114,7 +114,7 @@ struct CostLine {
   int begin, end;
   int blocks;  // of request `begin`
   int before, total;
-  int used;    // parts worth using
+  int used;  // parts worth using
   int request_cost;
 
   // Requests of equal length: the same number of parts for every request and no charge for
@@ -226,8 +226,8 @@ FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
 FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int lane_of_part) {
   ScheduleResult* result = shared_at<ScheduleResult>(smem, kOffsetSchedule);
   bool whole = false;
-  const CostLine line = p.batch <= 32 ? scan_small(p, part, result)
-                                      : scan_large(smem, p, part, result, whole);
+  const CostLine line =
+      p.batch <= 32 ? scan_small(p, part, result) : scan_large(smem, p, part, result, whole);
   const Cuts cuts(line.total, line.used);
   if (!whole) {
     const int start = cuts.at(part), stop = cuts.at(part + 1);
@@ -253,9 +253,9 @@ FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int l
   // The part that starts a split request announces it; later parts of the request do not. Done by
   // a warp that has no other work.
   if (lane_of_part == 0 && threadIdx.x == kThreads - 32) {
-    const bool starts_split = result->last_block > 0 &&
-                              (result->last_request > result->first_request ||
-                               result->first_block == 0);
+    const bool starts_split =
+        result->last_block > 0 &&
+        (result->last_request > result->first_request || result->first_block == 0);
     p.part_info[2 * part] = starts_split ? result->last_request : -1;
     p.part_info[2 * part + 1] =
         starts_split ? cuts.last_before(result->last_cut_position) - part + 1 : 0;
