@@ -90,7 +90,7 @@ def compile_for(launcher: Launcher, args: tuple[Any, ...], target: str) -> Any:
     signature.update(dict.fromkeys(constants, "constexpr"))
     kind = ASTSource
     if fn.is_gluon():
-        from triton.experimental.gluon._runtime import GluonASTSource as kind  # noqa: N813
+        from triton.experimental.gluon._runtime import GluonASTSource as kind
     source = kind(fn=fn, signature=signature, constexprs=constants, attrs=attrs)
     return triton.compile(source, target=gpu_target(target), options=launcher.options)
 
@@ -168,7 +168,7 @@ def variants() -> dict[str, KernelKey]:
 
 
 def table(targets: Iterable[str], names: Iterable[str]) -> Iterator[Resources]:
-    """Compile the named variants for the targets: their main kernels, and each target's combines."""
+    """The named variants compiled for the targets: main kernels, and each target's combines."""
     for target in targets:
         device = device_for(target)
         combines: set[str] = set()

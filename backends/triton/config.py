@@ -194,15 +194,13 @@ def gluon_takes(key: KernelKey) -> bool:
 def slack_percent(key: KernelKey) -> int:
     """How uneven whole requests may be before they are split. A compute-bound kernel gains more
     from an even cut than it pays for the combine."""
-    return 0 if rows_of(key) >= 128 else 4
+    return 0 if rows_of(key) >= 256 else 4
 
 
 def chunking(key: KernelKey, config: Config) -> tuple[int, int]:
     """(blocks per chunk at least, chunks per request at most) of the batch-invariant form:
     a function of the key alone, as the bits of the result depend on it."""
-    if rows_of(key) <= 32:
-        return 1024 // config.block_n, 32
-    return 2048 // config.block_n, 16
+    return 2048 // config.block_n, 32
 
 
 def combine_for(rows: int, d_v: int) -> Combine:

@@ -33,9 +33,20 @@ def _scores(qc, qr, kc, kr, scale, ROPE: tl.constexpr, BREAK: tl.constexpr):
 
 
 @triton.jit
+def _page_of(row_table, i, last_page, tokens, N: tl.constexpr, PAGE: tl.constexpr):
+    """Page id of block ``i``, one id for each token where a block spans pages. Ids past the last
+    used page are never read: they may be anything."""
+    if PAGE % N == 0:
+        at = tl.minimum(i * N // PAGE, last_page)
+    else:
+        at = tl.minimum((i * N + tokens) // PAGE, last_page)
+    return tl.load(row_table + at)
+
+
+@triton.jit
 def _block(
     qc, qr, m, total, acc, page, i, length, limit, scale,
-    kv, kv_page, row, cols_c, cols_r, tokens,
+    kv, kv_page, row, offset_c, offset_r, cols_c, cols_r, tokens,
     N: tl.constexpr, PAGE: tl.constexpr, DR: tl.constexpr, MASK: tl.constexpr,
     BREAK: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
@@ -44,8 +55,8 @@ def _block(
     if PAGE % N == 0:  # one page for the whole block: a scalar base and a loop-invariant offset
         first = kv + tl.cast(page, tl.int64) * kv_page
         first += tl.cast((i % (PAGE // N)) * N, tl.int64) * row
-        pc = first + tokens[:, None] * row + cols_c[None, :]
-        pr = first + tokens[:, None] * row + cols_r[None, :]
+        pc = first + offset_c
+        pr = first + offset_r
     else:
         first = kv + tl.cast(page, tl.int64) * kv_page + tl.cast(n % PAGE, tl.int64) * row
         pc = first[:, None] + cols_c[None, :]
@@ -121,11 +132,13 @@ def dense_kernel(
     kv += tl.cast(kv_head_id, tl.int64) * kv_head * 8
     row = ROW if ROW > 0 else kv_row * 8
     page_stride = tl.cast(kv_page, tl.int64) * 8
+    offset_c = tokens[:, None] * row + cols[None, :]
+    offset_r = tokens[:, None] * row + cols_r[None, :]
 
     for r in tl.range(first, end, num_stages=1):
         length = clamp_length(tl.load(lens + r), capacity)
         n_r = tl.maximum((length + N - 1) // N, 1)
-        q_row = q + (tl.cast(r, tl.int64) * q_b + tl.cast(token * q_t + head * q_h, tl.int64)) * 8
+        q_row = q + tl.cast(r, tl.int64) * q_b * 8 + (token * q_t + head * q_h) * 8
         qc = tl.load(q_row[:, None] + cols[None, :], mask=row_ok[:, None], other=0.0)
         qr = qc
         if DR > 0:
@@ -136,9 +149,13 @@ def dense_kernel(
         else:
             limit = tl.zeros((H,), tl.int32) + length
             shared = length // N
-        row_table = table + tl.cast(r, tl.int64) * table_b
+        # A table may have no columns: an empty request reads its own length instead.
+        row_table = tl.where(length > 0, table + tl.cast(r, tl.int64) * table_b, lens + r)
         last_page = tl.maximum((length + PAGE - 1) // PAGE - 1, 0)
         if INVARIANT:
+            # Not carried from request to request: Triton (3.6 to 3.9) drops a loop-carried value
+            # that only feeds the bounds of an inner loop, and every request would see the first.
+            before = tl.sum(tl.where(idx < r, blocks, 0), 0)
             chunk = chunk_blocks(n_r, CHUNK, SPLITS)
             chunks = (n_r + chunk - 1) // chunk
             c0 = (tl.maximum(lo - before, 0) + chunk - 1) // chunk
@@ -159,43 +176,29 @@ def dense_kernel(
             m, total = softmax.start(H, N, SPREAD)
             acc = tl.zeros((H, DV), tl.float32)
             # Page ids are carried one block ahead: a dependent load inside an iteration would
-            # halve the depth of the pipeline. Ids past the last used page are never read.
-            if PAGE % N == 0:
-                page = tl.load(row_table + tl.minimum(b0 * N // PAGE, last_page), length > 0, 0)
-            else:
-                at = tl.minimum((b0 * N + tokens) // PAGE, last_page)
-                page = tl.load(row_table + at, mask=tokens * 0 + length > 0, other=0)
+            # halve the depth of the pipeline.
+            page = _page_of(row_table, b0, last_page, tokens, N, PAGE)
             for i in tl.range(b0, main, num_stages=STAGES):
                 here = page
-                if PAGE % N == 0:
-                    page = tl.load(row_table + tl.minimum((i + 1) * N // PAGE, last_page))
-                else:
-                    page = tl.load(
-                        row_table + tl.minimum(((i + 1) * N + tokens) // PAGE, last_page)
-                    )
+                page = _page_of(row_table, i + 1, last_page, tokens, N, PAGE)
                 m, total, acc = _block(
                     qc, qr, m, total, acc, here, i, length, limit, scale,
-                    kv, page_stride, row, cols, cols_r, tokens,
+                    kv, page_stride, row, offset_c, offset_r, cols, cols_r, tokens,
                     N, PAGE, DR, not SPLIT_TAIL, BREAK, SPREAD,
                 )  # fmt: skip
             if SPLIT_TAIL:
                 for i in tl.range(main, stop, num_stages=1):
                     here = page
-                    if PAGE % N == 0:
-                        page = tl.load(row_table + tl.minimum((i + 1) * N // PAGE, last_page))
-                    else:
-                        page = tl.load(
-                            row_table + tl.minimum(((i + 1) * N + tokens) // PAGE, last_page)
-                        )
+                    page = _page_of(row_table, i + 1, last_page, tokens, N, PAGE)
                     m, total, acc = _block(
                         qc, qr, m, total, acc, here, i, length, limit, scale,
-                        kv, page_stride, row, cols, cols_r, tokens,
+                        kv, page_stride, row, offset_c, offset_r, cols, cols_r, tokens,
                         N, PAGE, DR, True, BREAK, SPREAD,
                     )  # fmt: skip
             inv, log_sum, alive = softmax.finish(m, total, SPREAD)
             o = acc * inv[:, None]
             if (b0 == 0) & (b1 == n_r):
-                o_row = out + (tl.cast(r, tl.int64) * out_b + token * out_t + head * out_h) * 8
+                o_row = out + tl.cast(r, tl.int64) * out_b * 8 + (token * out_t + head * out_h) * 8
                 o_at = o_row[:, None] + cols[None, :]
                 tl.store(o_at, o.to(out.dtype.element_ty), mask=row_ok[:, None])
                 l_at = lse + tl.cast(r, tl.int64) * lse_b + head * lse_h + token * lse_t
@@ -207,6 +210,7 @@ def dense_kernel(
                 tl.store(s_at, o, mask=row_ok[:, None])
                 l_at = scratch + tl.cast(part_rows, tl.int64) * DV + s_row
                 tl.store(l_at, tl.where(alive, log_sum, -float("inf")), mask=row_ok)
-        before += n_r
+        if not INVARIANT:
+            before += n_r
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashmla_hub.backends.triton.launch import Descriptor, Launcher, gluon_descriptor
+from flashmla_hub.backends.triton.launch import Descriptor, Launcher
 
 TILE = 64
 MAX_ROWS = 2**31 - 1
@@ -16,6 +16,7 @@ MAX_ROWS = 2**31 - 1
 def gluon_kernel() -> Any | None:
     """The Gluon kernel, None where this Triton's Gluon (experimental) lacks a name it uses."""
     try:
+        from flashmla_hub.backends.triton import descriptors  # noqa: F401
         from flashmla_hub.backends.triton.hopper_gluon import gluon_dense_kernel
     except (ImportError, AttributeError):
         return None
@@ -43,6 +44,8 @@ def pool_rows(kv: Tensor) -> int | None:
 
 def descriptors(kv: Tensor, page_rows: int) -> tuple[Any, Any]:
     """TMA descriptors of the pool seen as rows: the 512 columns of V, and blocks of 64 columns."""
+    from flashmla_hub.backends.triton.descriptors import gluon_descriptor
+
     rows = (kv.shape[0] - 1) * page_rows + kv.shape[1]
-    flat = torch.as_strided(kv, (rows, kv.shape[3]), (kv.stride(1), 1))
-    return gluon_descriptor(flat, (TILE, 512)), gluon_descriptor(flat, (TILE, 64))
+    pool = (kv.data_ptr(), kv.dtype, rows, kv.shape[3], kv.stride(1))
+    return gluon_descriptor(*pool, (TILE, 512)), gluon_descriptor(*pool, (TILE, 64))

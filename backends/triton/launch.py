@@ -27,19 +27,10 @@ class Descriptor:
     block: tuple[int, int]
 
     def real(self) -> Any:
+        from flashmla_hub.backends.triton.descriptors import gluon_descriptor
+
         rows, cols = self.block
-        return gluon_descriptor(torch.empty(rows, cols, dtype=self.dtype, device="cuda"), self.block)
-
-
-def gluon_descriptor(tensor: torch.Tensor, block: tuple[int, int]) -> Any:
-    """A Hopper TMA descriptor of a 2-D tensor for Gluon: blocks of 16-bit values, 128-byte swizzle."""
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    return TensorDescriptor(
-        tensor, list(tensor.shape), list(tensor.stride()), list(block),
-        gl.NVMMASharedLayout(128, 16, rank=2),
-    )  # fmt: skip
+        return gluon_descriptor(0, self.dtype, rows, cols, cols, self.block)
 
 
 class Launcher:
@@ -58,14 +49,17 @@ class Launcher:
         self._lock = threading.Lock()
         self._kernel: Any = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether the kernel is compiled and loaded: only then may it be launched in a capture."""
+        return self._kernel is not None
+
     def compile(self, *args: Any) -> None:
         """Compile for arguments like ``args`` (torch dtypes stand for tensors) and load it."""
         with self._lock:
             if self._kernel is None:
                 args = tuple(a.real() if isinstance(a, Descriptor) else a for a in args)
-                kernel = self.fn.warmup(
-                    *args, grid=(1, 1, 1), **self.constants, **self.options
-                )
+                kernel = self.fn.warmup(*args, grid=(1, 1, 1), **self.constants, **self.options)
                 if kernel is not None:
                     kernel.run  # noqa: B018 - loads the module now, not at the first launch
                 self._kernel = kernel
@@ -79,12 +73,18 @@ class Launcher:
             if kernel is None:  # Triton's interpreter compiles nothing
                 self.fn[grid](*args, **self.constants)
                 return
-        kernel[grid](*args, *self._tail)
+        # Addresses, not tensors: for those the launcher asks the driver about every pointer.
+        plain = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
+        kernel[grid](*plain, *self._tail)
+
+
+def capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def refuse_under_capture() -> None:
     """Compiling or loading a module inside a graph capture would break the capture (C6.1)."""
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if capturing():
         raise NotSupportedError(
             "triton", "first use of a kernel", "during graph capture",
             "call once with this shape, or warmup(key), before the capture",

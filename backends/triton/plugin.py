@@ -1,4 +1,4 @@
-"""Declares the backend ``triton``. Imports no triton: looking is done by module spec and metadata."""
+"""Declares the backend ``triton``. Imports no triton: module specs and metadata say what is there."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import importlib.metadata
 import importlib.util
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel
-from flashmla_hub.backends.triton.config import TARGETS, config_for
+from flashmla_hub.backends.triton import tuned
+from flashmla_hub.backends.triton.config import TARGETS
 from flashmla_hub.capabilities import (
     ANY,
     NONE,
@@ -151,7 +153,18 @@ class TritonBackend(Backend):
             raise NotSupportedError(self.name, "this machine", missing[0], f"Triton {TESTED}")
         from flashmla_hub.backends.triton import bound
 
-        return bound.bind(key, device, config_for(key, device))
+        return bound.bind(key, device, tuned.config(key, device))
+
+    def trials(self, key: KernelKey, device: DeviceInfo) -> dict[str, Callable[[], BoundKernel]]:
+        """For ``flashmla-hub tune``: configs worth timing, by label, each bound when called."""
+        from flashmla_hub.backends.triton import bound
+
+        found = tuned.trials(key, device)
+        return {name: partial(bound.bind, key, device, config) for name, config in found.items()}
+
+    def keep(self, key: KernelKey, device: DeviceInfo, label: str) -> None:
+        """For ``flashmla-hub tune``: bind ``key`` with the config of this label from now on."""
+        tuned.keep(key, device, tuned.trials(key, device)[label])
 
     def files(self) -> tuple[str, ...]:
         return tuple(sorted(str(path) for path in Path(__file__).parent.glob("*.py")))

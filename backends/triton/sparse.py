@@ -102,7 +102,8 @@ def _write(
         o = o * weight[:, None]
         if V_ROPE:
             o_r = o_r * weight[:, None]
-    row = out + (tl.cast(b, tl.int64) * out_b + tl.cast(t * out_t + head * out_h, tl.int64)) * 8
+    row = out + (tl.cast(b, tl.int64) * out_b + tl.cast(t, tl.int64) * out_t) * 8
+    row += head * out_h * 8
     kept = row_ok[:, None] & (cols < NOPE)[None, :]
     tl.store(row[:, None] + cols[None, :], o.to(out.dtype.element_ty), mask=kept)
     if V_ROPE:
@@ -173,7 +174,7 @@ def sparse_kernel(
     lo = split * per_split
     hi = tl.minimum(lo + per_split, all_blocks)
 
-    q_row = q + (tl.cast(b, tl.int64) * q_b + tl.cast(t * q_t + head * q_h, tl.int64)) * 8
+    q_row = q + (tl.cast(b, tl.int64) * q_b + tl.cast(t, tl.int64) * q_t) * 8 + head * q_h * 8
     kept = row_ok[:, None] & (cols < NOPE)[None, :]
     qc = tl.load(q_row[:, None] + cols[None, :], mask=kept, other=0.0)
     qr = qc
