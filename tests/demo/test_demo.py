@@ -76,8 +76,8 @@ def test_half_precision_compares_logits() -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["demo", "--json", "--batch", "2", "--tokens", "2", "--heads", "2", "--layers", "1", "--backend", "torch"]
-    assert main(words) == 0
+    words = "--json --batch 2 --tokens 2 --heads 2 --layers 1 --backend torch"
+    assert main(["demo", *words.split(" ")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["agree"] and report["decision"]["selected"] == "torch"
     assert report["tokens"]["hub"] == report["tokens"]["transformers"]
