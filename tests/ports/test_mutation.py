@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from tests.ports import battery, mutants
+from tests.ports import batteries, mutants
 from tests.ports.mutation import Mutant, caught
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -37,15 +37,15 @@ def test_every_line_is_still_there():
 
 @pytest.mark.parametrize("mutant", SAMPLE, ids=str)
 def test_a_sample_is_caught(mutant):
-    assert caught(mutant, battery.run), f"survived: {mutant}"
+    assert caught(mutant, batteries.run), f"survived: {mutant}"
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("mutant", ALL, ids=str)
 def test_is_caught(mutant):
-    assert caught(mutant, battery.run), f"survived: {mutant}"
+    assert caught(mutant, batteries.run), f"survived: {mutant}"
 
 
 def test_the_check_itself_passes_unchanged_adapters():
     same = Mutant("metax.plugin", "worth = 70", ("metax",), new="worth = 70")
-    assert not caught(same, battery.run)
+    assert not caught(same, batteries.run)

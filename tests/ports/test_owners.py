@@ -13,6 +13,7 @@ from flashmla_hub.backends.iluvatar.plugin import IluvatarFlashMLA
 from flashmla_hub.backends.metax.plugin import MetaX
 from flashmla_hub.backends.moore_threads.plugin import Mate, MTFlashMLA
 from flashmla_hub.backends.thead.plugin import THead
+from flashmla_hub.backends.upstream.plugin import Upstream
 from flashmla_hub.device import DeviceInfo
 from tests.simulated_ports.catalogue import FAKES
 
@@ -51,6 +52,14 @@ def test_no_other_adapter_takes_it(label, install):
         assert (reasons == ()) is taken, (key, reasons)
         if not taken:
             assert FAKES[label].version in reasons[0], "the refusal names what was found"
+
+
+@pytest.mark.parametrize("label", CONTESTED)
+def test_the_nvidia_entry_takes_deepseeks_line_and_nobody_elses(label, install):
+    install(label)
+    reasons = Upstream().environment_reasons(DeviceInfo("nvidia", "sm_90", type="cuda"))
+    ours = FAKES[label].owner in ("deepseek", "sglang", "tokenspeed")
+    assert (reasons == ()) is ours, reasons
 
 
 @pytest.mark.parametrize(("first", "second"), itertools.permutations(CONTESTED, 2))

@@ -21,7 +21,7 @@ from flashmla_hub.backends.moore_threads.plugin import Mate, MTFlashMLA
 from flashmla_hub.backends.thead.plugin import THead
 from flashmla_hub.errors import NoBackendError, NotSupportedError
 from flashmla_hub.request import OPS, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
-from tests.ports.battery import serves_large_batches
+from tests.ports.batteries import serves_large_batches
 from tests.ports.requests import Dense
 
 PORTS = {  # adapter: fakes, device, requests it must refuse by itself
