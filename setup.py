@@ -81,7 +81,7 @@ setup(
     },
     install_requires=["torch>=2.6", "pluggy>=1.5", "rich>=13", "numpy>=1.26"],
     extras_require={
-        "demo": ["transformers>=4.56"],
+        "demo": ["transformers>=5.17"],
         "report": ["jinja2>=3.1", "matplotlib>=3.8"],
         "triton": ["triton>=3.6,<4"],
         "cuda12": ["cuda-bindings>=12.4,<13", "nvidia-cuda-nvrtc-cu12>=12.4"],
@@ -93,7 +93,7 @@ setup(
             "hypothesis>=6.100",
             "ninja",
             "triton>=3.6,<4",
-            "transformers>=4.56",
+            "transformers>=5.17",
             "jinja2>=3.1",
             "matplotlib>=3.8",
             "cuda-bindings>=12.4",
