@@ -152,7 +152,7 @@ def reports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             for rank in range(world_size)
         ]
         try:
-            output = [process.communicate(timeout=300)[0] for process in ranks]
+            output = [process.communicate(timeout=900)[0] for process in ranks]
         finally:
             for process in ranks:
                 process.kill()
