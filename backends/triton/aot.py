@@ -163,6 +163,7 @@ def variants() -> dict[str, KernelKey]:
         "sparse v32 16": sparse.with_(h_q=16, kv_format="v32"),
         "sparse v32 128": sparse.with_(kv_format="v32"),
         "sparse model1 128": sparse.with_(kv_format="model1", d_qk=512),
+        "dense v32 128": key.with_(kv_format="v32"),
         "prefill 128": sparse.with_(op=SPARSE_PREFILL, page_block_size=1),
     }
 

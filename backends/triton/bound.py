@@ -8,11 +8,15 @@ import torch
 
 from flashmla_hub.backends.triton.config import Config
 from flashmla_hub.backends.triton.dense_bound import DenseKernel
-from flashmla_hub.backends.triton.sparse_bound import SparseDecodeKernel, SparsePrefillKernel
+from flashmla_hub.backends.triton.sparse_bound import (
+    PagedFp8Kernel,
+    SparseDecodeKernel,
+    SparsePrefillKernel,
+)
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
-Kernel = DenseKernel | SparseDecodeKernel | SparsePrefillKernel
+Kernel = DenseKernel | PagedFp8Kernel | SparseDecodeKernel | SparsePrefillKernel
 
 _KERNELS: dict[str, type[Kernel]] = {
     DENSE_DECODE: DenseKernel,
@@ -23,6 +27,8 @@ _KERNELS: dict[str, type[Kernel]] = {
 
 def kernel_for(key: KernelKey, device: DeviceInfo, config: Config) -> Kernel:
     """The kernel of ``key``; nothing is compiled yet."""
+    if key.op == DENSE_DECODE and key.kv_format != "dense":
+        return PagedFp8Kernel(key, device, config)
     return _KERNELS[key.op](key, device, config)
 
 

@@ -98,7 +98,7 @@ _SM90 = Target(
         (64, Config(64, 64, 8, 2, break_chain=True, spread=True)),
     ),
     fp8=(
-        (16, Config(16, 32, 8, 1)),
+        (16, Config(16, 64, 8, 1)),
         (32, Config(32, 32, 8, 1)),
         (64, Config(64, 32, 8, 1, break_chain=True, spread=True)),
     ),
@@ -156,17 +156,17 @@ def target_of(device: DeviceInfo) -> Target:
 
 def rows_of(key: KernelKey) -> int:
     """Query rows that share one KV head, packed into tiles."""
-    tokens = key.s_q if key.op == DENSE_DECODE else 1
+    tokens = key.s_q if key.op == DENSE_DECODE and key.kv_format == "dense" else 1
     return tokens * key.h_q // key.h_kv
 
 
 def config_for(key: KernelKey, device: DeviceInfo) -> Config:
     """The Config for ``key`` on ``device``. Pure; no environment, no clock, no card is asked."""
     target = target_of(device)
-    if key.op == DENSE_DECODE:
-        table = target.dense
+    if key.kv_format != "dense":
+        table = target.fp8
     else:
-        table = target.sparse if key.kv_format == "dense" else target.fp8
+        table = target.dense if key.op == DENSE_DECODE else target.sparse
     rows = rows_of(key)
     config = next((c for most, c in table if rows <= most), table[-1][1])
     hopper = device.vendor == "nvidia" and device.arch == "sm_90"
@@ -183,6 +183,7 @@ def gluon_takes(key: KernelKey) -> bool:
     """What the Hopper Gluon form is written for: one 64-token page per tile, 576/512."""
     return (
         key.op == DENSE_DECODE
+        and key.kv_format == "dense"
         and (key.d_qk, key.d_v) == (576, 512)
         and key.page_block_size == 64
         and key.h_kv == 1

@@ -177,8 +177,9 @@ class DenseKernel(BoundKernel):
         """The narrowest class that holds ``batch``; in a capture, the narrowest compiled one."""
         mains = self._gluon or self._main
         for n in BATCH_CLASSES:
-            ready = mains[n].ready and self._combine[tile, n].ready
-            if batch <= n and (ready or not capturing()):
+            if batch > n:
+                continue
+            if (mains[n].ready and self._combine[tile, n].ready) or not capturing():
                 return n
         return BATCH_CLASSES[-1]
 

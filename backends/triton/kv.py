@@ -32,10 +32,17 @@ def ue8m0_to_float(exponent):
 
 
 @triton.jit
-def load_slots(indices, i, count, slots, N: tl.constexpr):
-    """Slots of block ``i``; -1 for entries past ``count``, negative or past the cache."""
+def load_slots(indices, i, count, slots, N: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr):
+    """Slots of block ``i``; -1 for entries past ``count``, negative or past the cache.
+
+    PAGED: ``indices`` is a row of the block table, and the entries are a request's tokens.
+    """
     at = i * N + tl.arange(0, N)
-    slot = tl.load(indices + at, mask=at < count, other=-1)
+    if PAGED:
+        page = tl.load(indices + at // PAGE, mask=at < count, other=0)
+        slot = tl.where(at < count, page * PAGE + at % PAGE, -1)
+    else:
+        slot = tl.load(indices + at, mask=at < count, other=-1)
     return tl.where((slot >= 0) & (slot < slots), slot, -1)
 
 

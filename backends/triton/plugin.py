@@ -1,4 +1,4 @@
-"""Declares the backend ``triton``. Imports no triton: module specs and metadata say what is there."""
+"""Declares the backend ``triton``. Imports no triton: specs and metadata say what is installed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _declare(op: str, kv_format: str = "dense") -> Capabilities:
         head_dims=(FP8_DIMS[kv_format],) if fp8 else HEAD_DIMS,
         s_q=ANY,
         h_q=ANY,
-        h_kv=one_of(1) if decode else ANY,
+        h_kv=one_of(1) if decode or fp8 else ANY,
         page_block_size=ANY,
         kv_formats=(kv_format,),
         causal=(False,) if sparse else (False, True),
@@ -88,6 +88,7 @@ def _declare(op: str, kv_format: str = "dense") -> Capabilities:
 
 CAPABILITIES = (
     _declare(DENSE_DECODE),
+    *(_declare(DENSE_DECODE, name) for name in FP8_DIMS),
     _declare(SPARSE_DECODE),
     *(_declare(SPARSE_DECODE, name) for name in FP8_DIMS),
     _declare(SPARSE_PREFILL),

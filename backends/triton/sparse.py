@@ -1,4 +1,5 @@
-"""Sparse attention over listed tokens (DSA): decode and prefill, bf16/fp16 and FP8 caches.
+"""Sparse attention over listed tokens (DSA): decode and prefill, bf16/fp16 and FP8 caches; and
+dense decode over FP8 caches, whose lists are the rows of the block table.
 
 Each query (request, token) has its own list, so the rows of a tile are the heads of one query.
 """
@@ -47,8 +48,9 @@ def _attend(
 def _sweep(
     qc, qr, m, total, acc, acc_r, indices, first, end, count, slots, cache, page_stride, row_stride,
     scale, cols, cols_r,
-    PAGE: tl.constexpr, FORMAT: tl.constexpr, N: tl.constexpr, DV: tl.constexpr,
-    DR: tl.constexpr, HARDWARE: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr,
+    PAGE: tl.constexpr, PAGED: tl.constexpr, FORMAT: tl.constexpr, N: tl.constexpr,
+    DV: tl.constexpr, DR: tl.constexpr, HARDWARE: tl.constexpr, BREAK: tl.constexpr,
+    SPREAD: tl.constexpr,
 ):  # fmt: skip
     """Attend to blocks [first, end) of one list.
 
@@ -59,11 +61,11 @@ def _sweep(
     """
     V_ROPE: tl.constexpr = FORMAT == "model1"
     count = tl.minimum(count, end * N)
-    slot = load_slots(indices, first, count, slots, N)
+    slot = load_slots(indices, first, count, slots, N, PAGE, PAGED)
     if FORMAT == "dense":
         for i in tl.range(first, end):
             here = slot
-            slot = load_slots(indices, i + 1, count, slots, N)
+            slot = load_slots(indices, i + 1, count, slots, N, PAGE, PAGED)
             kc, _, kr = fetch(
                 cache, here, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
             )
@@ -71,14 +73,14 @@ def _sweep(
                 qc, qr, m, total, acc, acc_r, here, kc, kr, scale, V_ROPE, DR, BREAK, SPREAD
             )
     else:
-        after = load_slots(indices, first + 1, count, slots, N)
+        after = load_slots(indices, first + 1, count, slots, N, PAGE, PAGED)
         values, scales, rope = fetch(
             cache, slot, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
         )
         for i in tl.range(first, end, num_stages=1):
             here = slot
             slot = after
-            after = load_slots(indices, i + 2, count, slots, N)
+            after = load_slots(indices, i + 2, count, slots, N, PAGE, PAGED)
             kc = dequantize(values, scales, FORMAT, N, DV, HARDWARE, qc.dtype)
             kr = rope
             values, scales, rope = fetch(
@@ -136,13 +138,15 @@ def sparse_kernel(
     H: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr, EXTRA_PAGE: tl.constexpr,
     COUNTS: tl.constexpr, EXTRA_COUNTS: tl.constexpr, HAS_SINK: tl.constexpr,
     HAS_MAX: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr,
-    HARDWARE: tl.constexpr, PDL: tl.constexpr,
+    HARDWARE: tl.constexpr, PAGED: tl.constexpr, CAUSAL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (query * tiles + row tile, split): a range of the blocks of both lists.
 
     Strides of q, out and the caches in 16-byte vectors. With one split the result is written
     out, else partials go to ``scratch``: part_rows rows of DV floats (columns in the order of
     ``out``), then part_rows log2 lse, then part_rows maxima. EXTRA_PAGE 0: no second cache.
+    PAGED: a dense call; the lists are rows of the block table, ``counts`` the lengths and
+    ``topk`` the table's capacity.
     """
     pid = tl.program_id(0)
     split = tl.program_id(1)
@@ -162,6 +166,8 @@ def sparse_kernel(
     count = topk
     if COUNTS:
         count = tl.minimum(tl.maximum(tl.load(counts + b), 0), topk)
+    if CAUSAL:
+        count = tl.maximum(count - s_q + t + 1, 0)
     blocks = (count + N - 1) // N
     all_blocks = blocks
     extra_count = 0
@@ -192,7 +198,7 @@ def sparse_kernel(
     m, total, acc, acc_r = _sweep(
         qc, qr, m, total, acc, acc_r, row, lo, tl.minimum(hi, blocks), count, slots, cache,
         page_stride, row_stride, scale, cols, cols_r,
-        PAGE, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
+        PAGE, PAGED, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
     )  # fmt: skip
     if EXTRA_PAGE > 0:
         row = extra_indices + tl.cast(b, tl.int64) * extra_index_b
@@ -202,7 +208,7 @@ def sparse_kernel(
         m, total, acc, acc_r = _sweep(
             qc, qr, m, total, acc, acc_r, row, tl.maximum(lo - blocks, 0), hi - blocks,
             extra_count, extra_slots, extra_kv, page_stride, row_stride, scale, cols, cols_r,
-            EXTRA_PAGE, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
+            EXTRA_PAGE, False, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
         )  # fmt: skip
 
     inv, log_sum, alive = softmax.finish(m, total, SPREAD)

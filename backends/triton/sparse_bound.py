@@ -1,4 +1,5 @@
-"""Sparse decode and prefill, host side. Immutable, no device memory held between calls."""
+"""Sparse decode and prefill, and dense decode over FP8 caches: host side. Immutable, no device
+memory held between calls."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from flashmla_hub.backends.triton.launch import Launcher
 from flashmla_hub.backends.triton.sparse import sparse_combine_kernel, sparse_kernel
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import NotSupportedError
-from flashmla_hub.request import SPARSE_PREFILL, KernelKey
+from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL, KernelKey
 
 MAX_SPLITS = 32
 INVARIANT_SPLITS = 4  # of a decode query, whatever the batch; prefill has queries enough
@@ -42,6 +43,7 @@ class SparseKernel(BoundKernel):
         self.fp8 = key.kv_format != "dense"
         self.cache_dtype = torch.uint8 if self.fp8 else self.dtype
         self.has_max = key.op == SPARSE_PREFILL
+        self.paged = key.op == DENSE_DECODE
         self.tiles_per_head = -(-rows_of(key) // config.block_h)
         self.tiles = key.h_kv * self.tiles_per_head
         self._slots_at_once = multiprocessors(device) * config.per_sm
@@ -57,11 +59,13 @@ class SparseKernel(BoundKernel):
             "N": config.block_n,
             "PAGE": key.page_block_size,
             "EXTRA_PAGE": key.extra_page_block_size if key.extra_topk else 0,
-            "COUNTS": key.topk_length,
+            "COUNTS": key.topk_length or self.paged,
             "EXTRA_COUNTS": key.extra_topk_length,
             "BREAK": config.break_chain,
             "SPREAD": config.spread,
             "HARDWARE": config.hardware_fp8,
+            "PAGED": self.paged,
+            "CAUSAL": key.causal,
         }
         options = {
             "num_warps": config.num_warps,
@@ -89,12 +93,12 @@ class SparseKernel(BoundKernel):
             return INVARIANT_COMBINE
         return combine_for(max(17, queries * self.key.h_q), self.key.d_v)
 
-    def _splits_for(self, queries: int) -> int:
+    def _splits_for(self, queries: int, topk: int) -> int:
         """Splits of each query's list: the count that takes the fewest block times in all."""
-        blocks = -(-self.key.topk // self.config.block_n)
+        blocks = -(-topk // self.config.block_n)
         blocks += -(-self.key.extra_topk // self.config.block_n)
         if self.key.batch_invariant:
-            return 1 if self.has_max else min(INVARIANT_SPLITS, max(1, blocks))
+            return 1 if self.has_max else INVARIANT_SPLITS
 
         def cost(splits: int) -> int:
             waves = -(-queries * self.tiles * splits // self._slots_at_once)
@@ -131,13 +135,13 @@ class SparseKernel(BoundKernel):
     def _launch(
         self, q: Tensor, kv: Tensor, indices: Tensor, counts: Tensor | None, sink: Tensor | None,
         extra_kv: Tensor | None, extra_indices: Tensor | None, extra_counts: Tensor | None,
-        out: Tensor, lse: Tensor, max_logits: Tensor | None, softmax_scale: float,
+        out: Tensor, lse: Tensor, max_logits: Tensor | None, softmax_scale: float, topk: int,
     ) -> None:  # fmt: skip
         """q, out (batch, s_q, h, d); indices (batch, s_q, h_kv, topk); lse (batch, h_q, s_q)."""
         key, config = self.key, self.config
         batch, s_q = q.shape[:2]
         queries = batch * s_q
-        splits = self.splits_for(queries)
+        splits = self.splits_for(queries, topk)
         part_rows = queries * splits * self.tiles * config.block_h if splits > 1 else 0
         scratch = lse
         if splits > 1:
@@ -166,13 +170,19 @@ class SparseKernel(BoundKernel):
             indices if extra_counts is None else extra_counts,
             sinks, out, lse, tops, scratch, softmax_scale * LOG2E,
             q_b // VECTOR, q_t // VECTOR, q_h // VECTOR, page, token, head, extra_page, extra_row,
-            *indices.stride()[:3], *extra_strides, indices.shape[-1], extra_topk,
+            *indices.stride()[:3], *extra_strides, topk, extra_topk,
             min(MAX_SLOTS, kv.shape[0] * kv.shape[1]), extra_slots, *tail,
         )  # fmt: skip
         if splits > 1:
             tile = self._combine_tile(queries)
             grid = (queries, -(-key.h_q // tile.rows), key.d_v // tile.cols)
             self._combine[tile](grid, scratch, sinks, out, lse, tops, *tail)
+
+    def _batch_at_once(self, topk: int) -> int:
+        """Requests whose scratch stays within INVARIANT_SCRATCH."""
+        splits = self.splits_for(self.key.s_q, topk)
+        rows = self.key.s_q * splits * self.tiles * self.config.block_h
+        return max(1, INVARIANT_SCRATCH // (rows * (self.key.d_v + 2) * 4))
 
 
 class SparseDecodeKernel(SparseKernel):
@@ -202,14 +212,14 @@ class SparseDecodeKernel(SparseKernel):
             shape = (batch, key.s_q, key.h_q, key.d_v)
             target = torch.empty(shape, dtype=self.dtype, device=q.device)
         lists = indices.unsqueeze(2)
-        most = self._batch_at_once() if key.batch_invariant else batch
+        most = self._batch_at_once(indices.shape[-1]) if key.batch_invariant else batch
         with on_device(q):
             for a in range(0, batch, most):
                 at = slice(a, min(batch, a + most))
                 self._launch(
                     q[at], k_cache, lists[at], _rows(topk_length, at), attn_sink,
                     extra_k_cache, _rows(extra_indices, at), _rows(extra_topk_length, at),
-                    target[at], lse[at], None, softmax_scale,
+                    target[at], lse[at], None, softmax_scale, indices.shape[-1],
                 )  # fmt: skip
         if out is None:
             return target, lse
@@ -217,10 +227,46 @@ class SparseDecodeKernel(SparseKernel):
             out.copy_(target)
         return out, lse
 
-    def _batch_at_once(self) -> int:
-        splits = self.splits_for(self.key.s_q)
-        rows = self.key.s_q * splits * self.tiles * self.config.block_h
-        return max(1, INVARIANT_SCRATCH // (rows * (self.key.d_v + 2) * 4))
+
+class PagedFp8Kernel(SparseKernel):
+    """Dense decode over an FP8 cache: each query token reads its request's tokens by itself."""
+
+    def run(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        block_table: Tensor,
+        cache_seqlens: Tensor,
+        softmax_scale: float,
+        out: Tensor | None,
+        lse: Tensor | None,
+        plan: object = None,
+    ) -> tuple[Tensor, Tensor]:
+        key = self.key
+        batch = q.shape[0]
+        if not vectors(q):
+            q = q.contiguous()
+        if lse is None:
+            lse = torch.empty((batch, key.h_q, key.s_q), dtype=torch.float32, device=q.device)
+        target = out
+        if target is None or not vectors(target):
+            shape = (batch, key.s_q, key.h_q, key.d_v)
+            target = torch.empty(shape, dtype=self.dtype, device=q.device)
+        capacity = min(block_table.shape[1] * key.page_block_size, MAX_SLOTS)
+        lists = block_table[:, None, None, :].expand(batch, key.s_q, 1, block_table.shape[1])
+        most = self._batch_at_once(capacity) if key.batch_invariant else batch
+        with on_device(q):
+            for a in range(0, batch, most):
+                at = slice(a, min(batch, a + most))
+                self._launch(
+                    q[at], k_cache, lists[at], cache_seqlens[at], None, None, None, None,
+                    target[at], lse[at], None, softmax_scale, capacity,
+                )  # fmt: skip
+        if out is None:
+            return target, lse
+        if out is not target:
+            out.copy_(target)
+        return out, lse
 
 
 class SparsePrefillKernel(SparseKernel):
@@ -250,7 +296,7 @@ class SparsePrefillKernel(SparseKernel):
             self._launch(
                 q.unsqueeze(1), kv.unsqueeze(1), indices.unsqueeze(1), topk_length, attn_sink,
                 None, None, None, target.unsqueeze(1), both[0].unsqueeze(2), both[1].unsqueeze(2),
-                softmax_scale,
+                softmax_scale, indices.shape[-1],
             )  # fmt: skip
         if out is not None and out is not target:
             out.copy_(target)

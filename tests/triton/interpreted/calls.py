@@ -135,6 +135,28 @@ def sparse_decode(
     return out, lse
 
 
+def dense_fp8(
+    lens: list[int], layout: str, *, s_q: int = 1, h_q: int = 8, page: int = 64,
+    causal: bool = False, arch: str = "sm_90", parts: int = 4, seed: int = 0,
+) -> None:  # fmt: skip
+    d = kv_format.get(layout).d_qk
+    key = KernelKey(
+        s_q=s_q, h_q=h_q, d_qk=d, d_v=512, page_block_size=page, kv_format=layout, causal=causal
+    )
+    g = torch.Generator().manual_seed(seed)
+    k, table = paged(lens, page, 1, d, torch.bfloat16, seed)
+    cache = kv_format.quantize(k.nan_to_num(0.0), layout)
+    for part in kv_format.get(layout).views(cache):
+        part[k.isnan().any(-1).squeeze(-1)] = 255  # NaN in e4m3, in scales and in the rope part
+    q = torch.randn(len(lens), s_q, h_q, d, generator=g).bfloat16()
+    seqlens = torch.tensor(lens, dtype=torch.int32)
+    out, lse = kernel(key, device(arch, parts)).run(q, cache, table, seqlens, d**-0.5, None, None)
+    want = oracle.dense_decode(
+        q, cache, table, seqlens, d_v=512, softmax_scale=d**-0.5, causal=causal, kv_format=layout
+    )
+    oracle.check(out, lse, want, f"{lens} {key.summary()} {arch} seed={seed}")
+
+
 def sparse_prefill(
     *, queries: int = 3, tokens: int = 100, h_q: int = 16, h_kv: int = 1, topk: int = 40,
     dims: tuple[int, int] = (576, 512), dtype: str = "bfloat16", counts: list[int] | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from calls import sparse_decode, sparse_prefill
+from calls import dense_fp8, sparse_decode, sparse_prefill
 
 from flashmla_hub.backends.triton.config import Config
 
@@ -59,3 +59,9 @@ def test_prefill(parts: int, sink: bool) -> None:
 
 def test_prefill_with_several_kv_heads() -> None:
     sparse_prefill(h_kv=2, h_q=8)
+
+
+@pytest.mark.parametrize("layout", ["v32", "model1"])
+def test_dense_decode_over_an_fp8_cache(layout: str) -> None:
+    dense_fp8([70, 0, 5], layout, s_q=2, causal=True, h_q=4)
+    dense_fp8([130], layout, page=16, parts=6, h_q=4)
