@@ -201,16 +201,17 @@ def test_a_second_device_is_made_current() -> None:
     assert torch.cuda.current_device() == 0
 
 
-def bind_afresh() -> tuple[object, ...]:
+def bind_afresh(cache: Path) -> tuple[object, ...]:
     """The origins of the base variant's cubins, loaded by a backend of its own."""
-    kernel = HopperBackend().bind(KernelKey(), api.resolve_device(torch.device("cuda")))
+    with config.override(cache_dir=cache):
+        kernel = HopperBackend().bind(KernelKey(), api.resolve_device(torch.device("cuda")))
     return kernel.kernels.origins
 
 
-def test_compiled_once_then_loaded_from_disk_also_by_another_process() -> None:
-    first = bind_afresh()
+def test_compiled_once_then_loaded_from_disk_also_by_another_process(tmp_path: Path) -> None:
+    first = bind_afresh(tmp_path)
     assert {origin.source for origin in first} <= {"nvrtc", "nvcc", "aot"}
-    second = bind_afresh()
+    second = bind_afresh(tmp_path)
     if first[0].source != "aot":
         assert [origin.source for origin in second] == ["disk", "disk"]
     code = textwrap.dedent(
@@ -230,9 +231,12 @@ def test_compiled_once_then_loaded_from_disk_also_by_another_process() -> None:
         print([origin.source for origin in kernel.kernels.origins], f"{took * 1e3:.0f} ms")
         """
     )
-    folder = str(config.current().cache_dir)
     done = subprocess.run(
-        [sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     print("compiled:", [f"{o.source} {o.compile_s:.2f} s" for o in first])
@@ -241,8 +245,7 @@ def test_compiled_once_then_loaded_from_disk_also_by_another_process() -> None:
 
 
 def test_a_cubin_this_driver_refuses_is_replaced_and_noted(tmp_path: Path) -> None:
-    unit, folder = Variant().decode, config.current().cache_dir / "hopper"
-    store = CubinStore(folder)
+    unit, store = Variant().decode, CubinStore(tmp_path / "hopper")
     digest = unit.digest()
     compilers, reasons = find_compilers()
     if not compilers:
@@ -253,7 +256,8 @@ def test_a_cubin_this_driver_refuses_is_replaced_and_noted(tmp_path: Path) -> No
     store.save(key, Entry(unit.name, digest, compilers[0].fingerprint, foreign))
     backend = HopperBackend()
     device = api.resolve_device(torch.device("cuda"))
-    kernel = backend.bind(KernelKey(), device)
+    with config.override(cache_dir=tmp_path):
+        kernel = backend.bind(KernelKey(), device)
     assert kernel.kernels.origins[0].source != "disk"
     (note,) = backend.notes(device)
     assert "CUDA_ERROR" in note
