@@ -44,9 +44,20 @@ def length_blocks(length: int) -> int:
     return (length + BLOCK_TOKENS - 1) // BLOCK_TOKENS
 
 
+def request_overhead(cfg: Config, request: int, blocks: int) -> int:
+    if request == 0:
+        return 0
+    return cfg.request_cost if blocks > 0 else min(cfg.request_cost, 1)
+
+
 def chunk_blocks(cfg: Config, blocks: int) -> int:
     least = (blocks + MAX_CHUNKS - 1) // MAX_CHUNKS
     return max(cfg.chunk_blocks, least + (least & 1))
+
+
+def worth(cfg: Config, batch: int, cost: int) -> int:
+    most = cost // cfg.min_part_blocks
+    return max(1, min(cfg.parts, max(most // 2, min(most, FEW_FRAGMENTS * batch))))
 
 
 def _clz(x: int) -> int:
@@ -83,10 +94,9 @@ def schedule(lengths: list[int], cfg: Config) -> list[PartPlan]:
     batch = len(lengths)
     lengths = [min(max(n, 0), cfg.capacity) for n in lengths]
     blocks = [length_blocks(n) for n in lengths]
-    overhead = [cfg.request_cost if r > 0 else 0 for r in range(batch)]
+    overhead = [request_overhead(cfg, r, n) for r, n in enumerate(blocks)]
     total = sum(blocks) + sum(overhead)
-    most = total // cfg.min_part_blocks
-    used = max(1, min(cfg.parts, max(most // 2, min(most, FEW_FRAGMENTS * batch))))
+    used = worth(cfg, batch, total)
     if batch > 32:
         whole = _whole_requests(blocks, overhead, total, cfg)
         if whole is not None:
@@ -94,9 +104,11 @@ def schedule(lengths: list[int], cfg: Config) -> list[PartPlan]:
                 _walk(_Result((begin, 0), (end, 0)), part, blocks, lengths, cfg)
                 for part, (begin, end) in enumerate(whole)
             ]
-    even = used // batch * batch
-    if max(blocks) == min(blocks) and (used - even) * 8 <= used:
-        overhead, total, used = [0] * batch, sum(blocks), even
+    if max(blocks) == min(blocks):
+        useful = worth(cfg, batch, sum(blocks))
+        even = useful // batch * batch
+        if (useful - even) * 8 <= useful:
+            overhead, total, used = [0] * batch, sum(blocks), even
     cuts = Cuts(total, used)
     results = []
     for part in range(cfg.parts):

@@ -111,6 +111,7 @@ def test_ten_thousand_vectors(seed: int) -> None:
         ([4096] * 32, 132, 1.04),
         ([8192] * 8, 132, 1.04),
         ([4096] * 4096, 132, 1.04),
+        ([8192] * 8 + [0] * 248, 132, 1.35),  # a padded batch: empty requests are cheap
     ],
 )
 def test_imbalance_of_serving_shapes(lengths: list[int], parts: int, bound: float) -> None:

@@ -267,7 +267,7 @@ FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
     }
     part = uniform(part);
     const int local = unit - (part ? through[part - 1] : 0);
-    const u32 slot = 2 * part * slot_rows;  // schedule.h: FragmentWalk::slot
+    const u32 slot = 2 * part * slot_rows;  // walk.h: FragmentWalk::slot
     const Fragments f{info[part].x, uniform(info[part].y), slot + slot_rows, slot, 2u * slot_rows};
     if (f.count <= kFewFragments) {
       combine_few(p, f, local);

@@ -1,8 +1,8 @@
 // From accumulators to global memory, straight from registers: the K ring is not touched, so the
 // next request's K streams in meanwhile.
 #pragma once
-#include "sm90/decode/dense/schedule.h"
 #include "sm90/decode/dense/softmax.h"
+#include "sm90/decode/dense/walk.h"
 
 namespace fmh {
 

@@ -49,8 +49,11 @@ FMH_DEVICE int request_blocks(const DenseDecodeParams& p, int request) {
   return length_blocks(request_length(p, request));
 }
 
+// A request without keys, as in a padded batch, only has zeros written: it counts as one block.
 // `cost` is 0 where every request is cut into the same number of equal parts.
-FMH_DEVICE int request_overhead(int cost, int request) { return request > 0 ? cost : 0; }
+FMH_DEVICE int request_overhead(int cost, int request, int blocks) {
+  return request == 0 ? 0 : blocks > 0 ? cost : min(cost, 1);
+}
 
 FMH_DEVICE int inclusive_scan(int v, int lane) {
 #pragma unroll
@@ -117,20 +120,27 @@ struct CostLine {
   int used;  // parts worth using
   int request_cost;
 
+  // Parts that `cost` is worth: at least min_part_blocks each, twice that where requests would be
+  // cut into many.
+  FMH_DEVICE static int worth(const DenseDecodeParams& p, int cost) {
+    const int most = cost >> (31 - __clz(p.min_part_blocks));
+    return max(1, min(p.parts, max(most / 2, min(most, kFewFragments * p.batch))));
+  }
+
   // Requests of equal length: the same number of parts for every request and no charge for
   // requests, if at most an eighth of the parts stays idle.
   FMH_DEVICE void settle(const DenseDecodeParams& p, bool equal, int equal_blocks) {
     request_cost = p.request_cost;
-    // A part has at least min_part_blocks, twice that where requests would be cut into many.
-    const int most = total >> (31 - __clz(p.min_part_blocks));
-    used = max(1, min(p.parts, max(most / 2, min(most, kFewFragments * p.batch))));
-    const int even = small_quotient(used, p.batch) * p.batch;
-    if (equal && (used - even) * 8 <= used) {
-      request_cost = 0;
-      used = even;
-      before = begin * equal_blocks;
-      total = p.batch * equal_blocks;
-    }
+    used = worth(p, total);
+    if (!equal) return;
+    const int without_charge = p.batch * equal_blocks;
+    const int useful = worth(p, without_charge);
+    const int even = small_quotient(useful, p.batch) * p.batch;
+    if ((useful - even) * 8 > useful) return;
+    request_cost = 0;
+    used = even;
+    before = begin * equal_blocks;
+    total = without_charge;
   }
 };
 
@@ -139,7 +149,7 @@ FMH_DEVICE CostLine scan_small(const DenseDecodeParams& p, int part, ScheduleRes
   const int lane = threadIdx.x & 31;
   const bool mine = lane < p.batch;
   const int blocks = mine ? request_blocks(p, lane) : 0;
-  const int cost = mine ? blocks + request_overhead(p.request_cost, lane) : 0;
+  const int cost = mine ? blocks + request_overhead(p.request_cost, lane, blocks) : 0;
   const int through = inclusive_scan(cost, lane);
   if (threadIdx.x == 0) result->reset(part, p.batch);
   __syncwarp();
@@ -173,7 +183,7 @@ FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
   for (int r = line.begin; r < line.end; r++) {
     const int blocks = request_blocks(p, r);
     if (r == line.begin) line.blocks = blocks;
-    own += blocks + request_overhead(p.request_cost, r);
+    own += blocks + request_overhead(p.request_cost, r, blocks);
     differs |= blocks != first_blocks;
   }
   const int through = inclusive_scan(own, lane);
@@ -199,7 +209,7 @@ FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
 #pragma unroll 1
     for (int r = line.begin; r < line.end; r++) {
       const int blocks = r == line.begin ? line.blocks : request_blocks(p, r);
-      const int cost = blocks + request_overhead(p.request_cost, r);
+      const int cost = blocks + request_overhead(p.request_cost, r, blocks);
       const u32 middle = (u32)(2 * before + cost) >> shift;
       const int to = min(p.parts - 1, (int)(middle * p.parts / twice));
       before += cost;
@@ -235,7 +245,7 @@ FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int l
 #pragma unroll 1
     for (int r = line.begin; r < line.end; r++) {
       const int blocks = r == line.begin ? line.blocks : request_blocks(p, r);
-      const int overhead = request_overhead(line.request_cost, r);
+      const int overhead = request_overhead(line.request_cost, r, blocks);
       place_cut<0>(p, cuts, part, start, r, before, overhead, blocks, result);
       place_cut<1>(p, cuts, part + 1, stop, r, before, overhead, blocks, result);
       before += overhead + blocks;
@@ -262,68 +272,5 @@ FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int l
   }
 #endif
 }
-
-// Walks the fragments of a part. kUniform: called by whole warps, values go to uniform registers.
-template <bool kUniform>
-struct FragmentWalk {
-  const ScheduleResult* range;
-  int request, next_request, end_request;
-  int length, next_length;  // tokens
-  int blocks, begin, end;   // blocks of the request; those of the fragment
-#if FMH_BATCH_INVARIANT
-  int limit, chunk;  // end of this part's blocks of the request; blocks of a chunk
-  int next_offset;   // of the next chunk from this part's first block of the request
-#endif
-
-  FMH_DEVICE int same(int x) const { return kUniform ? uniform(x) : x; }
-
-  FMH_DEVICE FragmentWalk(char* smem, const DenseDecodeParams& p) {
-    range = shared_at<const ScheduleResult>(smem, kOffsetSchedule);
-    next_request = same(range->first_request);
-    end_request = same(range->last_request + (range->last_block > 0));
-    next_length = next_request < end_request ? request_length(p, next_request) : 0;
-#if FMH_BATCH_INVARIANT
-    next_offset = 0;
-#endif
-  }
-
-  // Moves to the next fragment; false at the end of the part. `on_empty(request)` is called for
-  // requests without a key, which have no fragment.
-  template <typename OnEmpty>
-  FMH_DEVICE bool next(const DenseDecodeParams& p, OnEmpty on_empty) {
-    for (;;) {
-      if (next_request >= end_request) return false;
-      request = next_request;
-      length = same(next_length);
-      blocks = length_blocks(length);
-      begin = request == same(range->first_request) ? same(range->first_block) : 0;
-      end = request == same(range->last_request) ? same(range->last_block) : blocks;
-#if FMH_BATCH_INVARIANT
-      chunk = same(chunk_blocks(p, blocks));
-      begin += same(next_offset);
-      limit = end;
-      end = min(begin + chunk, limit);
-      next_offset = end < limit ? next_offset + chunk : 0;
-      next_request = request + (next_offset == 0);
-#else
-      next_request = request + 1;
-#endif
-      if (next_request < end_request) next_length = request_length(p, next_request);
-      if (end > begin) return true;
-      if (length == 0) on_empty(request);
-    }
-  }
-
-  FMH_DEVICE bool is_whole() const { return begin == 0 && end == blocks; }
-
-  // Workspace slot of a fragment that is not the whole request.
-  FMH_DEVICE int slot(const DenseDecodeParams& p, int part) const {
-#if FMH_BATCH_INVARIANT
-    return request * p.max_chunks + begin / chunk;
-#else
-    return 2 * part + (begin == 0);  // a part holds at most one later and one first fragment
-#endif
-  }
-};
 
 }  // namespace fmh
