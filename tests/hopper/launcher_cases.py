@@ -10,9 +10,12 @@ import math
 
 import pytest
 import torch
-from launcher_fakes import BF16, SMS, Call, bind, params, tensor_map
+from launcher_fakes import BF16, SMS, Call, FakeRuntime, bind, params, tensor_map
 
+import flashmla_hub
+from flashmla_hub import testing
 from flashmla_hub.backends.hopper.plugin import HopperBackend
+from flashmla_hub.device import DeviceInfo
 
 
 def test_the_base_request(driver: ctypes.CDLL, backend: HopperBackend) -> None:
@@ -226,3 +229,35 @@ def test_scales_that_are_not_positive_go_into_q(
     assert params(decode).scale_log2 == pytest.approx(kept * math.log2(math.e))
     same_q = tensor_map(decode, 0)["address"] == call.q.data_ptr()
     assert same_q == (scale == kept)
+
+
+def test_the_public_call_reaches_the_launches(driver: ctypes.CDLL, backend: HopperBackend) -> None:
+    """Through dispatch, metadata and rewrites; the stand-in driver leaves results unwritten."""
+
+    class Simulated(HopperBackend):
+        name = "simulated_hopper"
+        runs_simulated = True
+
+        def environment_reasons(self, device: DeviceInfo) -> tuple[str, ...]:
+            return ()
+
+    ours = Simulated(FakeRuntime(), backend._make_builder)  # type: ignore[arg-type]
+    q = torch.zeros(3, 2, 16, 576, dtype=BF16)
+    k_cache = torch.zeros(10, 64, 1, 576, dtype=BF16)
+    table, lens = torch.zeros(3, 7, dtype=torch.int32), torch.ones(3, dtype=torch.int32)
+
+    def call(q: torch.Tensor, meta: object) -> int:
+        driver.fake_reset()
+        out, lse = flashmla_hub.flash_mla_with_kvcache(
+            q, k_cache, table, lens, 512, meta, None, causal=True, backend="simulated_hopper"
+        )
+        assert out.shape == (3, q.shape[1], 16, 512)
+        assert lse.shape == (3, 16, q.shape[1])
+        return driver.fake_launches()
+
+    with testing.registered(ours), flashmla_hub.simulate_device("nvidia", "sm_90"):
+        meta, _ = flashmla_hub.get_mla_metadata(lens, 32, 1)
+        assert call(q, meta) == 2
+        assert call(torch.zeros_like(q), meta) == 2
+        assert call(q[:, :1].contiguous(), None) == 2
+        assert call(torch.zeros(3, 17, 16, 576, dtype=BF16), None) == 2, "folded to 51 rows"
