@@ -73,7 +73,7 @@ def _lengths_out_of_range(call: Call, bad: NDArray[np.bool_]) -> Diagnosis | Non
     if call.cache_seqlens is None or call.block_table is None:
         return None
     given = call.cache_seqlens.cpu().numpy()
-    rows = bad.any(axis=(1, 2))
+    rows = np.asarray(bad.any(axis=(1, 2)))
     capacity = call.block_table.shape[1] * call.case.key.page_block_size
     if (given[rows] < 0).all():
         return Diagnosis(NEGATIVE_LENGTH, "C1.15")
@@ -86,7 +86,7 @@ def _by_place(call: Call, bad: NDArray[np.bool_]) -> Diagnosis | None:
     first = int(heads[0]) // 16 * 16
     if first and len(heads) > (bad.shape[2] - first) // 2:
         return Diagnosis(HEADS_PAST.format(first), "C1.1")
-    rows = bad.any(axis=(1, 2))
+    rows = np.asarray(bad.any(axis=(1, 2)))
     if "shared_pages" in call.case.layout and rows[1:].any() and not rows[0]:
         return Diagnosis(SHARED_PAGES, "C1.3")
     return None

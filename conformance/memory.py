@@ -255,9 +255,7 @@ class _Builder:
             stride += layout.token_bytes if not layout.split else layout.page_stride(1)
         memory = np.full(blocks * stride, 0xFF if self.poison else 0, np.uint8)
         for number in range(blocks):
-            tokens = pages.get(number)
-            if tokens is None:
-                tokens = self.unused_fp8(size, layout)
+            tokens = pages[number] if number in pages else self.unused_fp8(size, layout)
             page = fp8.page_bytes(tokens.astype(np.uint8), layout)
             memory[number * stride : number * stride + len(page)] = page
         storage = torch.from_numpy(memory).to(self.device)

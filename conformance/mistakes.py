@@ -29,7 +29,7 @@ class Mistake:
     variants: Variants
 
 
-class _Lse(Oracle):
+class Lse(Oracle):
     """``change(lse, dots, logits)`` is the wrong lse; out stays right."""
 
     def __init__(self, call: Call, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -46,7 +46,7 @@ class _Lse(Oracle):
         return out, self.change(lse, self._dots, logits)
 
 
-class _Scale(Oracle):
+class Scale(Oracle):
     def __init__(self, call: Call, factor: float) -> None:
         super().__init__(call)
         self.factor = factor
@@ -55,7 +55,7 @@ class _Scale(Oracle):
         return self.dots(q, keys) * self.factor
 
 
-class _Rounded(Oracle):
+class Rounded(Oracle):
     """Logits, before or after the scale, held in a narrow type."""
 
     def __init__(self, call: Call, dtype: torch.dtype, after: bool) -> None:
@@ -68,7 +68,7 @@ class _Rounded(Oracle):
         return self.dots(q, keys).to(self.dtype).double() * self.scale
 
 
-class _RoundedInputs(Oracle):
+class RoundedInputs(Oracle):
     """q and K kept to ``bits`` significant bits: what tensor cores make of float32."""
 
     def __init__(self, call: Call, bits: int, cut: bool) -> None:
@@ -83,7 +83,7 @@ class _RoundedInputs(Oracle):
         return super().dots(self.cut(q), self.cut(keys))
 
 
-class _NoMaximum(Oracle):
+class NoMaximum(Oracle):
     """exp without the maximum taken off, in float32."""
 
     def attend(self, logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ class _NoMaximum(Oracle):
         return out, torch.log(total).double()
 
 
-class _Visible(Oracle):
+class Visible(Oracle):
     """``count(length, s_q, t)`` keys are seen, up to ``room`` past the length."""
 
     def __init__(self, call: Call, count: Callable[[int, int, int], int], past: int = 0) -> None:
@@ -107,7 +107,7 @@ class _Visible(Oracle):
         return max(self.count(length, self.s_q, t), 0)
 
 
-class _Length(Oracle):
+class Length(Oracle):
     """Rows' lengths are ``change(row, length)``."""
 
     def __init__(self, call: Call, change: Callable[[int, int], int]) -> None:
@@ -118,7 +118,7 @@ class _Length(Oracle):
         return max(self.change(row, super().length(row)), 0)
 
 
-class _Pages(Oracle):
+class Pages(Oracle):
     """Page j of row b is ``choose(b, pages)[j]``."""
 
     def __init__(self, call: Call, choose: Callable[[int, Tensor], Tensor]) -> None:
@@ -129,22 +129,22 @@ class _Pages(Oracle):
         return self.choose(row, super().pages(row, length)) % self.call.kv.shape[0]
 
 
-class _Values(Oracle):
+class Values(Oracle):
     def values(self, keys: Tensor) -> Tensor:
         return keys[..., -self.key.d_v :]
 
 
-class _Rope(Oracle):
+class Rope(Oracle):
     def dots(self, q: Tensor, keys: Tensor) -> Tensor:
         return super().dots(q[:, : self.key.d_v], keys[..., : self.key.d_v])
 
 
-class _Interleaved(Oracle):
+class Interleaved(Oracle):
     def group(self, tokens: Tensor) -> Tensor:
         return tokens.transpose(0, 1)[self.heads % self.key.h_kv]
 
 
-class _Dropped(Oracle):
+class Dropped(Oracle):
     """Of splits of ``size`` keys the ``which``-th (-1: the last) is lost; lse too, unless
     ``keep_lse``. Queries with one split are right."""
 
@@ -162,7 +162,7 @@ class _Dropped(Oracle):
         return out, super().attend(logits, values)[1] if self.keep_lse else lse
 
 
-class _Unweighted(Oracle):
+class Unweighted(Oracle):
     """Splits of ``size`` keys merged without their weights: their normalised outputs averaged,
     or (``sums``) their sums added as if they had one maximum."""
 
@@ -183,7 +183,7 @@ class _Unweighted(Oracle):
                 logits.max(dim=1).values + torch.log(total))  # fmt: skip
 
 
-class _Strides(Oracle):
+class Strides(Oracle):
     """The cache, or q, read as if packed."""
 
     def __init__(self, call: Call, page: bool, token: bool, q: bool = False) -> None:
@@ -201,7 +201,7 @@ class _Strides(Oracle):
         return super().fetch(self.packed if cache is self.call.kv else cache, pages)
 
 
-class _Wrapped(Oracle):
+class Wrapped(Oracle):
     """Page offsets wrapped: ``bits`` bits of elements or bytes, signed ones read as zeros."""
 
     def __init__(self, call: Call, bits: int, unit: int, signed: bool) -> None:
@@ -221,7 +221,7 @@ class _Wrapped(Oracle):
         return torch.cat(parts) if parts else super().fetch(cache, pages)
 
 
-class _Slots(Oracle):
+class Slots(Oracle):
     """``change(slots, capacity)`` makes the slots that count of an entry list."""
 
     def __init__(
@@ -245,7 +245,7 @@ class _Slots(Oracle):
 SinkChange = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class _Sink(Oracle):
+class Sink(Oracle):
     def __init__(self, call: Call, change: SinkChange) -> None:
         super().__init__(call)
         self.change = change
@@ -254,13 +254,13 @@ class _Sink(Oracle):
         return self.change(out, lse, self.sinks())
 
 
-class _OneCache(Oracle):
+class OneCache(Oracle):
     def sparse_keys(self, row: int, t: int) -> Tensor:
         call = self.call
         return self.pick(call.kv, self.slots(row, t, call.indices, call.topk_length, call.kv))
 
 
-class _Unscaled(Oracle):
+class Unscaled(Oracle):
     """The FP8 cache's codes taken without their scales, or all with the token's first one."""
 
     def __init__(self, call: Call, first: bool) -> None:

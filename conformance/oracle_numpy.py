@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from flashmla_hub.conformance.bits import decode
 from flashmla_hub.conformance.inputs import Inputs, sink_values, values
 from flashmla_hub.conformance.model import Case
 from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL
@@ -50,13 +51,7 @@ def values_of_q(inputs: Inputs, row: int) -> F64:
     plain = inputs.q(row)
     if inputs.key.op == SPARSE_PREFILL:
         plain = plain[None]
-    return _decode(plain, inputs)
-
-
-def _decode(pattern: NDArray[np.unsignedinteger], inputs: Inputs) -> F64:
-    from flashmla_hub.conformance.bits import decode
-
-    return decode(pattern, inputs.kind)
+    return decode(plain, inputs.kind)
 
 
 def visible(case: Case, row: int, t: int) -> int:
@@ -99,7 +94,7 @@ def _one_query(inputs: Inputs, q: F64, keys: F64, seen: int) -> tuple[F64, F64, 
     h_q, h_kv, d_v = key.h_q, key.h_kv, key.d_v
     if seen == 0:
         inf = np.full(h_q, np.inf)
-        return np.zeros((h_q, d_v)), inf, -inf, np.float64(0)
+        return np.zeros((h_q, d_v)), inf, -inf, np.zeros(())
     ratio = h_q // h_kv
     out, log_sum, top = np.zeros((h_q, d_v)), np.zeros(h_q), np.zeros(h_q)
     for kv in range(h_kv):
@@ -114,7 +109,7 @@ def _one_query(inputs: Inputs, q: F64, keys: F64, seen: int) -> tuple[F64, F64, 
         weight = 1 / (1 + np.exp(np.minimum(sink_values(inputs) - log_sum, 700)))
         out = out * np.where(np.isposinf(sink_values(inputs)), 0, weight)[:, None]
     used = keys[:seen, :, :d_v]
-    return out, log_sum, top, np.sqrt(np.mean(used * used))
+    return out, log_sum, top, np.asarray(np.sqrt(np.mean(used * used)))
 
 
 def merge(outs: list[F64], lses: list[F64]) -> tuple[F64, F64]:

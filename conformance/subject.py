@@ -129,6 +129,7 @@ class BackendSubject:
         if key.op == SPARSE_PREFILL:
             for name in ("tile_scheduler_metadata", "num_splits", "lse_out"):
                 more.pop(name, None)
+            assert call.indices is not None and call.scale is not None
             out, top, lse = flashmla_hub.flash_mla_sparse_fwd(
                 call.q, call.kv, call.indices, call.scale, key.d_v, call.attn_sink,
                 call.topk_length, backend=self.name, **more,

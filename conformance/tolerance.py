@@ -87,7 +87,8 @@ def compare(case: Case, out: F64, lse: F64, want_out: F64, want_lse: F64, v_rms:
     cosine = cosine_difference(out, want_out)
     bad_cos = np.asarray(cosine > COS_VECTOR)
     whole = float(cosine_difference(out.reshape(-1), want_out.reshape(-1)))
-    reason, where = "", ("", (), 0.0, 0.0)
+    reason = ""
+    where: tuple[str, tuple[int, ...], float, float] = ("", (), 0.0, 0.0)
     if bad_out.any():
         reason, where = (
             f"out: {int(bad_out.sum())} elements past the bound",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flashmla_hub.conformance.cases.make import make
 from flashmla_hub.conformance.model import Case
 
@@ -46,7 +48,7 @@ def layouts() -> list[Case]:
 
 
 def metadata() -> list[Case]:
-    small = {"family": "peaked", "h_q": 16}
+    small: dict[str, Any] = {"family": "peaked", "h_q": 16}
     return [
         make("metadata", "L1", "C2.1", (130, 64), check="metadata_forms", name="forms", **small),
         make("metadata", "L1", "C2.2", (130, 64), check="metadata_layers", name="layers", **small),
@@ -81,7 +83,7 @@ def refusals() -> list[Case]:
              name=name)
         for name in INVALID
     ]  # fmt: skip
-    edges = {
+    edges: dict[str, dict[str, Any]] = {
         "s_q-2": {"s_q": 2, "causal": True},
         "s_q-3-plain": {"s_q": 3},
         "s_q-7": {"s_q": 7, "causal": True},
@@ -113,7 +115,7 @@ def refusals() -> list[Case]:
              name=name, **{"h_q": 16, **facts})
         for name, facts in edges.items()
     ]  # fmt: skip
-    sparse = {"op": "sparse_decode", "h_q": 64, "topk": 64}
+    sparse: dict[str, Any] = {"op": "sparse_decode", "h_q": 64, "topk": 64}
     claims += [
         make("claims", "L1", "C5.2 C5.1", (64, 64), check="refusal", family="peaked",
              name="sparse", kv_format="v32", **sparse),
@@ -136,7 +138,7 @@ def refusals() -> list[Case]:
 def extras() -> list[Case]:
     """What the base does not ask for; a backend that claims it must do it."""
     result: list[Case] = []
-    groups = {
+    groups: dict[str, list[dict[str, Any]]] = {
         "fp16": [{"dtype": "float16"}, {"dtype": "float16", "h_q": 128}],
         "fp32": [{"dtype": "float32"}, {"dtype": "float32", "h_q": 128}],
         "page sizes": [{"page_block_size": n} for n in (1, 16, 32, 128, 256)],

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flashmla_hub.conformance.cases.make import make
 from flashmla_hub.conformance.model import Case
 
 DIMS = {"v32": 576, "model1": 512}
 
+ONE_OR_TWO_QUERIES: tuple[dict[str, Any], ...] = (
+    {"h_q": 64},
+    {"h_q": 16, "s_q": 2, "causal": True},
+)
+
 
 def sparse_fp8() -> list[Case]:
     result: list[Case] = []
     for layout, d_qk in DIMS.items():
-        base = {"op": "sparse_decode", "kv_format": layout, "d_qk": d_qk}
+        base: dict[str, Any] = {"op": "sparse_decode", "kv_format": layout, "d_qk": d_qk}
 
         def add(lengths: tuple[int, ...], words: str = "", family: str = "peaked",
-                base: dict[str, object] = base, **facts: object) -> None:  # fmt: skip
+                base: dict[str, Any] = base, **facts: Any) -> None:  # fmt: skip
             result.append(make("sparse", "L4", "C4.1 C3.2 C3.1", lengths, words=words,
                                family=family, **{**base, **facts}))  # fmt: skip
 
@@ -48,7 +55,7 @@ def optional() -> list[Case]:
              topk=64, words="poison invalid", optional="sparse bf16")
     ]  # fmt: skip
     for layout, d_qk in DIMS.items():
-        for facts in ({"h_q": 64}, {"h_q": 16, "s_q": 2, "causal": True}):
+        for facts in ONE_OR_TWO_QUERIES:
             result.append(
                 make("fp8", "L4", "C3.2 C3.1", (130, 0, 64, 65), family="peaked", words="poison",
                      kv_format=layout, d_qk=d_qk, optional="fp8 dense", **facts)
@@ -57,7 +64,7 @@ def optional() -> list[Case]:
 
 
 def prefill() -> list[Case]:
-    base = {"op": "sparse_prefill", "page_block_size": 1, "family": "peaked"}
+    base: dict[str, Any] = {"op": "sparse_prefill", "page_block_size": 1, "family": "peaked"}
     return [
         make("prefill", "L4", "C4.3", (64,) * 6, h_q=128, topk=64, **base),
         make("prefill", "L4", "C4.3 C4.1", (64,) * 4, h_q=64, topk=64,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flashmla_hub.conformance.cases.make import make
 
-PEAKED = {"family": "peaked", "h_q": 16}
+PEAKED: dict[str, Any] = {"family": "peaked", "h_q": 16}
 
 CASES = (
     make("offsets", "L3", "C1.14", (250,), variant="offset_2g_elements", **PEAKED),

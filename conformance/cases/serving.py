@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flashmla_hub.conformance.cases.make import make
 from flashmla_hub.conformance.model import Case
 
 VALUES_OF = "C1.12 C1.7 C1.6 C1.1 C1.8 C1.9 C1.11"
+
+ONE_OR_TWO_QUERIES: tuple[dict[str, Any], ...] = (
+    {"h_q": 64},
+    {"h_q": 16, "s_q": 2, "causal": True},
+)
 
 
 def queries() -> list[Case]:
@@ -28,10 +35,10 @@ def queries() -> list[Case]:
 def extremes() -> list[Case]:
     result = []
     for variant in ("big_logits", "late_token", "equal"):
-        for facts in ({"h_q": 64}, {"h_q": 16, "s_q": 2, "causal": True}):
+        for facts in ONE_OR_TWO_QUERIES:
             result.append(make("extreme", "L2", "C1.12", (260, 64, 131), family="extreme",
                                variant=variant, **facts))  # fmt: skip
-    extreme = {"family": "extreme", "h_q": 16}
+    extreme: dict[str, Any] = {"family": "extreme", "h_q": 16}
     result += [
         make("extreme", "L2", "C1.12", (260, 64), variant="big_logits", dtype="float16",
              optional="fp16", **extreme),
@@ -44,7 +51,7 @@ def extremes() -> list[Case]:
 
 
 def edges() -> list[Case]:
-    peaked = {"family": "peaked"}
+    peaked: dict[str, Any] = {"family": "peaked"}
     return [
         make("edges", "L2", "C1.10", (130, 0, 64, 0), h_q=64, name="empty-rows", **peaked),
         make("edges", "L2", "C1.10", (0, 0), h_q=16, name="all-empty", **peaked),
@@ -66,7 +73,7 @@ TAGS = "C1.5 C1.3 C1.11"
 
 
 def poison() -> list[Case]:
-    peaked = {"family": "peaked", "words": "poison"}
+    peaked: dict[str, Any] = {"family": "peaked", "words": "poison"}
     return [
         make("poison", "L2", TAGS, (130, 64, 1, 255), h_q=64, **peaked),
         make("poison", "L2", TAGS, (63, 65, 127, 129), h_q=128, name="page-edges", **peaked),
@@ -87,7 +94,7 @@ def poison() -> list[Case]:
 
 
 def strided() -> list[Case]:
-    peaked = {"family": "peaked"}
+    peaked: dict[str, Any] = {"family": "peaked"}
     result = []
     for words in ("", "poison"):
         result += [
@@ -108,7 +115,7 @@ def strided() -> list[Case]:
 
 
 def properties() -> list[Case]:
-    peaked = {"family": "peaked"}
+    peaked: dict[str, Any] = {"family": "peaked"}
     return [
         make("repeat", "L2", "C1.13", (300, 64, 7, 640), check="determinism", h_q=64,
              name="same-bits", **peaked),

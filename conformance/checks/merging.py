@@ -68,8 +68,8 @@ def empty_parts(trial: Trial) -> None:
     got = trial.run(trial.call)
     trial.judge(trial.call, got)
     nan = torch.full_like(got.out, float("nan"))
-    for label, lse in (("+inf", float("inf")), ("-inf", float("-inf")), ("nan", float("nan"))):
-        none = torch.full_like(got.lse, lse)
+    for label, value in (("+inf", float("inf")), ("-inf", float("-inf")), ("nan", float("nan"))):
+        none = torch.full_like(got.lse, value)
         both = flashmla_hub.merge_states([nan, got.out, nan], [none, got.lse, none])
         _same(trial, got, Got(*both), f"a part with lse {label}")
         out, total = flashmla_hub.merge_states([nan, nan], [none, none])
