@@ -87,14 +87,14 @@ class DenseDecode(BoundKernel):
                 return self._run(q, k_cache, block_table, cache_seqlens, softmax_scale, out, lse)
             prepared = self._prepare(name, q, k_cache, block_table, softmax_scale, out, lse)
         if out is None:
-            out = torch.empty(prepared.out_shape, dtype=q.dtype, device=q.device)
+            out = q.new_empty(prepared.out_shape)
         elif out.data_ptr() % 16 or not _strides_fit(out):
             result, lse = self._run(
                 q, k_cache, block_table, cache_seqlens, softmax_scale, None, lse
             )
             return out.copy_(result), lse
         if lse is None:
-            lse = torch.empty(prepared.lse_shape, dtype=torch.float32, device=q.device)
+            lse = cache_seqlens.new_empty(prepared.lse_shape, dtype=torch.float32)
         k_address = k_cache.data_ptr()
         k_maps = self._k_maps(prepared, k_address)
         addresses = (
@@ -102,7 +102,7 @@ class DenseDecode(BoundKernel):
             out.data_ptr(), lse.data_ptr(),
         )  # fmt: skip
         for part in prepared.slices:
-            self._launch_slice(prepared, part, addresses, k_address, k_maps, q.device)
+            self._launch_slice(prepared, part, addresses, k_address, k_maps, q)
         return out, lse
 
     def _prepare(
@@ -138,7 +138,7 @@ class DenseDecode(BoundKernel):
         addresses: tuple[int, int, int, int, int],
         k_address: int,
         k_maps: tuple[TensorMap, TensorMap] | None,
-        device: torch.device,
+        like: Tensor,
     ) -> None:
         q, table, lens, out, lse = addresses
         if start := part.start:
@@ -148,7 +148,7 @@ class DenseDecode(BoundKernel):
         scratch = out  # where nothing is split any address will do
         if part.combine_ctas:
             # Freed when this returns: the allocator hands it to later work of this stream only.
-            memory = torch.empty(part.scratch, dtype=torch.uint8, device=device)
+            memory = like.new_empty(part.scratch // 2)
             scratch = memory.data_ptr()
         q_map = self._map("q", part.q_form, q)
         left, right = k_maps or (q_map, q_map)
@@ -172,10 +172,16 @@ class DenseDecode(BoundKernel):
             self._launch(config, self.kernels.combine, arguments.combine_list)
 
     def _k_maps(self, prepared: Prepared, address: int) -> tuple[TensorMap, TensorMap] | None:
-        if prepared.k_forms is None:
+        forms = prepared.k_forms
+        if forms is None:
             return None
-        left, right = prepared.k_forms
-        return self._map("k_cache", left, address), self._map("k_cache", right, address)
+        name = (address, forms)
+        found: tuple[TensorMap, TensorMap] | None = self._maps.get(name)
+        if found is None:
+            left, right = forms
+            found = self._map("k_cache", left, address), self._map("k_cache", right, address)
+            self._maps.put(name, found)
+        return found
 
     def _map(self, what: str, form: Form, address: int) -> TensorMap:
         name = (address, form)
