@@ -164,7 +164,7 @@ def fastest(times: Mapping[str, float], default: str | None) -> str | None:
     if not times:
         return None
     best = min(times, key=lambda name: times[name])
-    if default in times and times[best] > MARGIN * times[default]:
+    if default is not None and default in times and times[best] > MARGIN * times[default]:
         return default
     return best
 
