@@ -78,7 +78,7 @@ def spoilt(value: Any) -> st.SearchStrategy[Any]:
         lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
         lambda t: t.clone().requires_grad_() if t.is_floating_point() else t,
         lambda t: t.to(torch.uint8),
-        lambda t: t.to_sparse() if t.dim() == 1 else t,
+        lambda t: t.to_sparse() if t.dim() == 1 and t.device.type == "cpu" else t,
     ]
     return st.one_of(nonsense, st.sampled_from(changes).map(lambda change: change(value)))
 
