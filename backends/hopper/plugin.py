@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .build import Builder, Origin
     from .launch import Kernels
     from .runtime import TorchCuda
+    from .units import Unit
     from .variants import Variant
 
 FLASHMLA_HUB_PROTOCOL = 1
@@ -139,16 +141,19 @@ class HopperBackend(Backend):
         # Two threads may load one variant at once: the same kernels twice, and one is kept.
         kernels = self._kernels.get((variant, device.index))
         if kernels is None:
-            driver.bind_primary_context(device.index)
             builder = self._builder()
             shared = DYNAMIC_SHARED[variant.d_qk]
+            wanted = ((variant.decode, DECODE, shared), (variant.combine, COMBINE, 0))
+
+            def load(unit: Unit, name: str, shared_bytes: int) -> tuple[Any, Origin]:
+                driver.bind_primary_context(device.index)  # contexts are per thread
+                return builder.load(
+                    unit, lambda cubin: driver.function(driver.load(cubin), name, shared_bytes)
+                )
+
             try:
-                decode, first = builder.load(
-                    variant.decode, lambda c: driver.function(driver.load(c), DECODE, shared)
-                )
-                combine, second = builder.load(
-                    variant.combine, lambda c: driver.function(driver.load(c), COMBINE, 0)
-                )
+                with ThreadPoolExecutor(len(wanted)) as pool:  # NVRTC compiles both at once
+                    (decode, first), (combine, second) = pool.map(lambda w: load(*w), wanted)
             except BuildError as error:
                 lacks = "; ".join(self.environment_reasons(device)) or "see the log above"
                 raise NotSupportedError(self.name, "build", error, lacks) from error
