@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution
 from pathlib import Path
@@ -98,7 +99,8 @@ def load(name: str, distribution: Distribution | None = None) -> ModuleType:
     A package that goes by a name of its own is imported in the ordinary way, and one that the user
     has imported already is shared. A contested name, and a package that another copy stands before
     on ``sys.path``, is imported privately: its own absolute imports (at import and later) find its
-    own modules, and ``sys.modules`` keeps what the user sees.
+    own modules, and ``sys.modules`` keeps what the user sees. A user who imports that very package
+    later gets the modules that are there: a second copy would register its operators twice.
 
     Raises:
         ImportError: the package is absent or fails to import; the cause is the package's own.
@@ -144,6 +146,9 @@ def _load(name: str, where: Path | None, distribution: Distribution | None) -> M
         names = top_level(distribution) if distribution is not None else frozenset()
         importer = _importers[where] = _PrivateImporter(where, names | {top})
     importer.names |= {top}
+    if top in CONTESTED and _sharer not in sys.meta_path:
+        first = next((i for i, f in enumerate(sys.meta_path) if not _is_drop_in(f)), 0)
+        sys.meta_path.insert(first, _sharer)
     return importer.get(name)
 
 
@@ -163,7 +168,7 @@ def _spec_in(spec: ModuleSpec, where: Path) -> bool:
 
 def _find_public(name: str) -> ModuleSpec | None:
     for finder in sys.meta_path:  # editable installs bring finders of their own
-        if not _is_drop_in(finder):
+        if finder is not _sharer and not _is_drop_in(finder):
             spec = finder.find_spec(name, None)
             if spec is not None:
                 return spec
@@ -264,3 +269,43 @@ class _PrivateImporter:
                     if missing.name != f"{absolute}.{item}":
                         raise
         return leaf
+
+
+class _Sharer:
+    """A finder, and the loader it names, that hands the user the modules imported privately.
+
+    It answers where ordinary finders would find the same file, and for submodules of what it
+    handed out; a name that the drop-in answers to never reaches it.
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        top, dot, _ = name.partition(".")
+        if top not in CONTESTED:
+            return None
+        for importer in list(_importers.values()):
+            module = importer.modules.get(name)
+            if module is None or (dot and sys.modules.get(top) is not importer.modules.get(top)):
+                continue
+            origin = getattr(module.__spec__, "origin", None)
+            public = None if dot else _find_public(name)
+            if dot or (public is not None and public.origin == origin):
+                return ModuleSpec(
+                    name, _Handed(module), origin=origin, is_package=hasattr(module, "__path__")
+                )
+        return None
+
+
+class _Handed(Loader):
+    """The loader of a module that exists."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It ran when it was imported privately."""
+
+
+_sharer = _Sharer()

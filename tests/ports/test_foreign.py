@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 from importlib.machinery import ModuleSpec
@@ -110,16 +111,49 @@ def test_each_distribution_of_one_name_gets_its_own_modules(tmp_path, monkeypatc
         assert Path(module.late()[0]).is_relative_to(folder)
 
 
-def test_a_contested_name_is_private_before_any_drop_in(tmp_path, monkeypatch):
-    """So that the drop-in can still take the name over."""
-    put(tmp_path, monkeypatch, "a")
+@pytest.fixture
+def contested(monkeypatch):
     monkeypatch.setattr(foreign, "CONTESTED", frozenset({"foreign_fake"}))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+
+
+def test_a_contested_name_is_private_until_the_user_imports_the_same(
+    tmp_path, monkeypatch, contested
+):
+    """So that the drop-in can still take the name over, and nothing is imported twice."""
+    put(tmp_path, monkeypatch, "a")
     module = foreign.load("foreign_fake")
     assert "foreign_fake" not in sys.modules
     import foreign_fake
+    import foreign_fake.leaf
 
-    assert foreign_fake is not module
+    assert foreign_fake is module
+    assert foreign_fake.leaf is foreign.load("foreign_fake.leaf")
+    import foreign_fake.interface
+
+    assert sys.modules["foreign_fake.interface"] is module.interface
     assert foreign.load("foreign_fake") is module
+
+
+def test_the_user_gets_his_own_package_where_the_port_is_another(tmp_path, monkeypatch, contested):
+    put(tmp_path, monkeypatch, "a")
+    first = put(tmp_path, monkeypatch, "b")
+    ports = {foreign.root(d): d for d in foreign.distributions("foreign_fake")}
+    hidden = foreign.load("foreign_fake", next(d for r, d in ports.items() if r != first))
+    import foreign_fake
+    import foreign_fake.leaf
+
+    assert foreign_fake is not hidden
+    assert Path(foreign_fake.answer()).is_relative_to(first)
+    assert Path(foreign_fake.leaf.__file__).is_relative_to(first)
+
+
+def test_a_submodule_of_the_drop_in_is_not_the_ports(tmp_path, monkeypatch, drop_in):
+    put(tmp_path, monkeypatch, "a")
+    foreign.load("foreign_fake")
+    drop_in.module.__path__ = []
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("foreign_fake.leaf")
 
 
 def test_hides_what_the_user_imported_first_without_importing_it_twice(tmp_path, monkeypatch):
