@@ -159,14 +159,15 @@ def test_what_ends_or_crashes_costs_its_case_alone() -> None:
 
 
 def test_what_hangs_costs_its_case_alone() -> None:
-    result = run(f"{PORTS}:harmful", Options(level="L1", isolate=True, limit=20), call=True,
+    result = run(f"{PORTS}:harmful", Options(level="L1", isolate=True, limit=10), call=True,
                  cases=some("L1", "core/h64-flat", "scale/one"))  # fmt: skip
     hung, after = result.results
     assert (hung.outcome, hung.diagnosis) == (Outcome.TIMEOUT, "hangs")
-    assert hung.reason == "no answer within 20 s"
+    assert hung.reason == "no answer within 10 s"
     assert after.outcome is Outcome.PASSED
 
 
+@pytest.mark.full
 def test_isolated_results_are_those_of_one_process() -> None:
     cases = some("L1", "core/h16", "smoke/")
     apart = run("torch", Options(level="L1", isolate=True), cases=cases)
