@@ -21,7 +21,7 @@ BACKENDS = sorted((ROOT / "backends").rglob("*.py"))
 CONFORMANCE = sorted((ROOT / "conformance").rglob("*.py"))
 VENDORS = re.compile(
     r"nvidia|\bamd\b|metax|moore|musa|hygon|iluvatar|intellifusion|ascend(?!ing)|hopper|rocm|aiter"
-    r"|kunlun|cambricon|enflame|t_head|thead|corex|flashinfer|flaggems",
+    r"|kunlun|cambricon|enflame|\bt_head\b|\bthead\b|corex|flashinfer|flaggems",
     re.IGNORECASE,
 )
 # Longer than 300 lines, each with its reason.
