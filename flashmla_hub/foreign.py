@@ -282,17 +282,26 @@ class _Sharer:
         top, dot, _ = name.partition(".")
         if top not in CONTESTED:
             return None
-        for importer in list(_importers.values()):
-            module = importer.modules.get(name)
-            if module is None or (dot and sys.modules.get(top) is not importer.modules.get(top)):
-                continue
-            origin = getattr(module.__spec__, "origin", None)
-            public = None if dot else _find_public(name)
-            if dot or (public is not None and public.origin == origin):
-                return ModuleSpec(
-                    name, _Handed(module), origin=origin, is_package=hasattr(module, "__path__")
-                )
+        with _lock:  # a module that is being imported privately is not handed out half made
+            for importer in _importers.values():
+                module = importer.modules.get(name)
+                if module is None:
+                    continue
+                if dot:
+                    ours = sys.modules.get(top) is importer.modules.get(top)
+                else:
+                    public = _find_public(name)
+                    ours = public is not None and public.origin == _origin(module)
+                if ours:
+                    package = hasattr(module, "__path__")
+                    return ModuleSpec(
+                        name, _Handed(module), origin=_origin(module), is_package=package
+                    )
         return None
+
+
+def _origin(module: ModuleType) -> str | None:
+    return getattr(module.__spec__, "origin", None)
 
 
 class _Handed(Loader):
