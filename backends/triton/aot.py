@@ -168,26 +168,34 @@ def variants() -> dict[str, KernelKey]:
     }
 
 
+COMBINES = "combines"
+
+
 def table(targets: Iterable[str], names: Iterable[str]) -> Iterator[Resources]:
-    """The named variants compiled for the targets: main kernels, and each target's combines."""
+    """The main kernels of the named variants compiled for the targets; with COMBINES among the
+    names, each combine kernel of a target as well."""
+    wanted = list(names)
     for target in targets:
         device = device_for(target)
-        combines: set[str] = set()
-        for name in names:
-            key = variants()[name]
+        seen: set[str] = set()
+        for name, key in variants().items():
+            if name not in wanted and not (COMBINES in wanted and key.op == DENSE_DECODE):
+                continue
             kernel = bound.kernel_for(key, device, config_for(key, device))
             for part, launcher, args in kernel.launchers():
-                if part.startswith("combine"):
-                    if key.op != DENSE_DECODE or part in combines:
-                        continue
-                    combines.add(part)
-                yield resources(compile_for(launcher, args, target), target, name, part)
+                combine = part.startswith("combine")
+                if part in seen or (COMBINES if combine else name) not in wanted:
+                    continue
+                if combine:
+                    seen.add(part)
+                found = compile_for(launcher, args, target)
+                yield resources(found, target, COMBINES if combine else name, part)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flashmla_hub.backends.triton.aot")
     parser.add_argument("--targets", default=",".join((*TARGETS, SMALL)))
-    parser.add_argument("--variants", default=",".join(variants()))
+    parser.add_argument("--variants", default=",".join((*variants(), COMBINES)))
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     arguments = parser.parse_args(argv)
     if not arguments.json:

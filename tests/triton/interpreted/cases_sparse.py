@@ -28,12 +28,12 @@ def test_second_cache_and_sink(layout: str) -> None:
 
 
 def test_one_split_and_many() -> None:
-    sparse_decode(topk=200, parts=1, sink=True)
-    sparse_decode(topk=200, parts=64, sink=True, batch=1)
+    sparse_decode(topk=200, parts=1, sink=True, h_q=4)
+    sparse_decode(topk=200, parts=64, sink=True, batch=1, h_q=4)
 
 
 def test_batch_invariant_form() -> None:
-    sparse_decode(topk=200, invariant=True)
+    sparse_decode(topk=200, invariant=True, h_q=4, batch=1)
 
 
 def test_no_valid_entry() -> None:

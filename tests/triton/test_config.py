@@ -1,0 +1,55 @@
+"""Tile shapes are a pure function; measured ones come from a file."""
+
+from __future__ import annotations
+
+import pytest
+
+from flashmla_hub.backends.triton import config, tuned
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.request import KernelKey
+
+H100 = DeviceInfo("nvidia", "sm_90", "cuda", name="NVIDIA H100")
+KEY = KernelKey(h_q=16)
+
+
+@pytest.mark.parametrize(("vendor", "arch"), config.TARGETS)
+@pytest.mark.parametrize("h_q", [1, 12, 16, 32, 96, 128])
+def test_every_target_has_a_tile_for_every_row_count(vendor: str, arch: str, h_q: int) -> None:
+    device = DeviceInfo(vendor, arch, "cuda", simulated=True)
+    for op in ("dense_decode", "sparse_decode", "sparse_prefill"):
+        found = config.config_for(KernelKey(op=op, h_q=h_q), device)
+        assert found.block_h >= min(h_q, 16)
+        assert found.pdl == (arch == "sm_90")
+
+
+@pytest.mark.parametrize(
+    ("shared", "block_n"), [(200_000, 64), (101_376, 32), (65_536, 16), (0, 16)]
+)
+def test_an_unknown_card_is_placed_by_its_shared_memory(shared: int, block_n: int) -> None:
+    device = DeviceInfo("nobody", "x1", "cuda", shared_memory=shared, simulated=True)
+    assert config.config_for(KEY, device).block_n == block_n
+
+
+def test_the_gluon_form_is_asked_for_on_hopper_from_33_rows_only() -> None:
+    assert config.config_for(KernelKey(h_q=128), H100).gluon
+    assert not config.config_for(KernelKey(h_q=32), H100).gluon
+    for change in ({"page_block_size": 16}, {"batch_invariant": True}, {"d_qk": 512}):
+        assert not config.config_for(KernelKey(h_q=128).with_(**change), H100).gluon
+
+
+def test_a_measured_config_replaces_the_shipped_one_but_never_for_batch_invariance() -> None:
+    shipped = config.config_for(KEY, H100)
+    other = next(c for c in tuned.trials(KEY, H100).values() if c != shipped)
+    assert tuned.config(KEY, H100) == shipped
+    tuned.keep(KEY, H100, other)
+    assert tuned.config(KEY, H100) == other
+    assert tuned.config(KernelKey(h_q=32), H100) == config.config_for(KernelKey(h_q=32), H100)
+    invariant = KEY.with_(batch_invariant=True)
+    assert tuned.config(invariant, H100) == config.config_for(invariant, H100)
+
+
+def test_a_broken_file_of_measured_configs_is_ignored() -> None:
+    path = tuned.path_for(H100)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"version": 1, "configs": {"x": {}}}')
+    assert tuned.config(KEY, H100) == config.config_for(KEY, H100)
