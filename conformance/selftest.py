@@ -20,14 +20,16 @@ from typing import Any
 from flashmla_hub.backend import Backend
 from flashmla_hub.conformance.cases import all_cases
 from flashmla_hub.conformance.judge import judge
-from flashmla_hub.conformance.model import LEVELS, Case, CaseResult, Outcome
+from flashmla_hub.conformance.levels import needed
+from flashmla_hub.conformance.model import LEVELS, Case, CaseResult
 from flashmla_hub.conformance.mutants.honest import HalfBackend, HonestBackend
 from flashmla_hub.conformance.mutants.roster import MUTANTS, Mutant
 from flashmla_hub.conformance.subject import BackendSubject
 from flashmla_hub.testing import registered
 
 FAILURES = 2  # of a mutant: enough to see what is said most
-HONEST: tuple[type[HonestBackend], ...] = (HonestBackend, HalfBackend)
+# the honest backends, and the level each has to reach
+HONEST: tuple[tuple[type[HonestBackend], str], ...] = ((HonestBackend, "L4"), (HalfBackend, "L2"))
 CHUNK = 12  # cases of an honest backend in one task
 
 
@@ -114,16 +116,17 @@ def try_mutant(index: int, seed: int) -> Verdict:
 
 
 def try_honest(which: int, ids: Sequence[str], seed: int) -> list[FalseAlarm]:
-    """The honest backend's failures on the cases; a claimed case not reached is none."""
+    """Failures of an honest backend on the cases, and what keeps it from its level."""
+    kind, level = HONEST[which]
     chosen = set(ids)
     cases = [case for case in all_cases() if case.id in chosen]
-    backend = HONEST[which]()
+    backend = kind()
+    device = {"type": "cpu"}
     return [
-        FalseAlarm(backend.name, result.id, seed, result.diagnosis or result.reason)
-        for result in results_of(backend, cases, seed)
-        if result.outcome.bad or (which == 0 and result.outcome is Outcome.NOT_CLAIMED
-                                  and "not declared" not in result.reason)
-    ]  # fmt: skip
+        FalseAlarm(backend.name, case.id, seed, result.diagnosis or result.reason)
+        for case, result in zip(cases, results_of(backend, cases, seed), strict=True)
+        if result.outcome.bad or (needed(case, level, device) and not result.outcome.counts)
+    ]
 
 
 def run(

@@ -87,7 +87,7 @@ def formats() -> list[Case]:
             ("append", "fp8_append", "C3.3"),
         )
     ] + [make("formats", "L4", "C3.0 C4.0", (64,), check="fp8_names", name="reserved-ids", h_q=16,
-              kv_format="v32")]  # fmt: skip
+              op="sparse_decode", topk=64, kv_format="v32")]  # fmt: skip
 
 
 CASES = (*sparse_fp8(), *optional(), *prefill(), *formats())

@@ -29,32 +29,26 @@ _EXTRA: dict[str, Any] = {
     "extra_topk": ANY, "extra_page_block_size": ANY, "extra_topk_length": True,
 }  # fmt: skip
 
+_DENSE: dict[str, Any] = {
+    "s_q": ANY, "page_block_size": ANY, "batch_invariant": True, "kv_strides": STRIDES,
+    "q_strides": STRIDES, "torch_compile": True,
+}  # fmt: skip
+
 FULL = (
     Capabilities(
-        dtypes=tuple(DTYPES),
-        head_dims=((576, 512), (512, 512), (320, 256)),
-        s_q=ANY,
-        h_kv=ANY,
-        page_block_size=ANY,
-        batch_invariant=True,
-        kv_strides=STRIDES,
-        q_strides=STRIDES,
+        dtypes=tuple(DTYPES), head_dims=((576, 512), (512, 512), (320, 256)), h_kv=ANY, **_DENSE
     ),
+    Capabilities(kv_formats=("v32",), **_DENSE),
+    Capabilities(kv_formats=("model1",), head_dims=((512, 512),), **_DENSE),
     Capabilities(op=SPARSE_DECODE, kv_formats=("v32",), **_SPARSE, **_EXTRA),
     Capabilities(
         op=SPARSE_DECODE, kv_formats=("model1",), head_dims=((512, 512),), **_SPARSE, **_EXTRA
     ),
     Capabilities(op=SPARSE_DECODE, kv_formats=("dense",), **_SPARSE, **_EXTRA),
-    Capabilities(
-        op=SPARSE_PREFILL,
-        h_kv=ANY,
-        head_dims=((576, 512), (512, 512)),
-        **{**_SPARSE, "s_q": ANY},
-    ),
+    Capabilities(op=SPARSE_PREFILL, h_kv=ANY, head_dims=((576, 512), (512, 512)), **_SPARSE),
 )
 
-HALF = (Capabilities(h_q=ANY, s_q=ANY, causal=(False, True), kv_strides=STRIDES,
-                     q_strides=STRIDES),)  # fmt: skip
+HALF = (Capabilities(s_q=ANY, kv_strides=STRIDES, q_strides=STRIDES),)
 
 
 class HonestBackend(Backend):
