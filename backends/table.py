@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from flashmla_hub import registry
+from flashmla_hub import limits, registry
 from flashmla_hub.backend import Backend
-from flashmla_hub.capabilities import ANY, Capabilities, IntSet
+from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.plugins import BUILTIN
 
@@ -27,7 +27,6 @@ DEVICES = tuple(
         ("intellifusion", ""), ("ascend", ""),
     )
 )  # fmt: skip
-SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 def markdown() -> str:
@@ -76,44 +75,13 @@ def _row(backend: Backend) -> tuple[str, ...]:
 
 
 def _takes(backend: Backend) -> list[str]:
-    """What the declarations take natively, one phrase for each op; the rewrites widen it."""
+    """What the declarations take natively; the rewrites widen it."""
     device = next((d for d in DEVICES if _declared(backend, d)), DEVICES[0])
-    declared = _declared(backend, device)
-    if declared and all(any(rule.name == "refused" for rule in d.rules) for d in declared):
-        return ["nothing: refuses with the way forward"]
-    devices = ", ".join(dict.fromkeys(str(c) for d in declared for c in d.devices))
-    first: dict[str, list[str]] = {}
-    phrases: list[str] = []
-    for declaration in declared:
-        facts, op = _facts(declaration), declaration.op.replace("_", " ")
-        if op not in first:
-            first[op] = facts
-            phrases.append(f"{op}: {', '.join(facts)}")
-        elif differing := [fact for fact in facts if fact not in first[op]]:
-            phrases[-1] += f", or {', '.join(differing)}"
-    return [devices, *phrases]
+    return limits.describe(_declared(backend, device))
 
 
 def _declared(backend: Backend, device: DeviceInfo) -> list[Capabilities]:
     return [d for d in backend.capabilities(device) if any(device in c for c in d.devices)]
-
-
-def _facts(d: Capabilities) -> list[str]:
-    facts = ["/".join(SHORT.get(name, name) for name in d.dtypes)]
-    facts += [_span(name, getattr(d, name)) for name in ("h_q", "s_q", "h_kv")]
-    facts.append(_span("page", d.page_block_size))
-    if d.kv_formats != ("dense",):
-        facts.append("cache " + "/".join(d.kv_formats))
-    return [*facts, *d.hazards]
-
-
-def _span(name: str, accepted: IntSet) -> str:
-    if accepted == ANY:
-        return f"any {name}"
-    values = accepted.values
-    if len(values) > 4:
-        return f"{name} {values[0]}, {values[1]} .. {values[-1]}"
-    return f"{name} {str(accepted).replace(' | ', '/')}"
 
 
 def main(arguments: list[str]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flashmla_hub import config, dispatch, identify, registry, validation
+from flashmla_hub import config, dispatch, identify, limits, registry, validation
 from flashmla_hub.backend import Backend, BackendInfo
 from flashmla_hub.decision import Decision
 from flashmla_hub.device import DeviceInfo
@@ -23,7 +23,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """A backend as this machine has it: ``ready``, ``unavailable`` or ``quarantined``."""
+    """A backend as this machine has it: ``ready``, ``unavailable`` or ``quarantined``.
+
+    ``limits``: what it takes natively, in words made from its declarations.
+    """
 
     name: str
     status: str
@@ -31,6 +34,7 @@ class BackendStatus:
     dist: str
     version: str
     info: BackendInfo
+    limits: tuple[str, ...] = ()
 
 
 def devices() -> list[DeviceInfo]:
@@ -173,10 +177,15 @@ def resolve_device(device: DeviceInfo | torch.device | str | None) -> DeviceInfo
 
 
 def _status(backend: Backend, dist: str, here: list[DeviceInfo]) -> BackendStatus:
+    takes: tuple[str, ...] = ()
+
     def status(label: str, reason: str) -> BackendStatus:
-        return BackendStatus(backend.name, label, reason, dist, backend.version, backend.info)
+        return BackendStatus(
+            backend.name, label, reason, dist, backend.version, backend.info, takes
+        )
 
     try:
+        takes = tuple(limits.describe(backend.capabilities(here[0])))
         taken = "nothing"
         reasons: list[str] = []
         for device in here:

@@ -55,7 +55,7 @@ def parse_device(text: str) -> tuple[str, str]:
 
 def simulated(vendor: str, arch: str = "") -> DeviceInfo:
     """The DeviceInfo that ``simulate_device(vendor, arch)`` puts in force."""
-    vendor, arch = parse_device(f"{vendor}:{arch}")
+    vendor, arch = parse_device(f"{vendor}:{arch}" if arch else vendor)
     name = f"simulated {vendor} {arch}".strip()
     return DeviceInfo(vendor, arch, type="simulated", name=name, simulated=True, rule="simulated")
 

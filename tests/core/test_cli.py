@@ -58,7 +58,9 @@ def test_backends(capsys):
     assert code == 0
     assert found["torch"]["status"] == "ready"
     assert all(b["status"] == "ready" or b["reason"] for b in found.values())
+    assert found["torch"]["limits"]
     assert "torch" in run(capsys, "backends")[1]
+    assert "sparse prefill" in run(capsys, "backends", "--limits")[1]
 
 
 def test_explain_json_has_the_documented_form(capsys):
