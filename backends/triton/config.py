@@ -77,7 +77,7 @@ _SM80 = Target(
     166_912,
     dense=((16, Config(16, 64, 8, 2)), (32, Config(32, 32, 8, 4))),
     sparse=((16, Config(16, 64, 8, 2)), (32, Config(32, 32, 8, 3))),
-    fp8=((16, Config(16, 32, 8, 1)), (32, Config(32, 32, 8, 1))),
+    fp8=((16, Config(16, 32, 8, 1)), (32, Config(32, 16, 8, 1))),
 )
 _SM89 = Target(
     101_376,
@@ -108,7 +108,7 @@ _SM100 = replace(
     _SM90,
     dense=((16, Config(16, 64, 8, 3)), (32, Config(32, 32, 8, 4))),
     sparse=((16, Config(16, 64, 8, 3)), (32, Config(32, 32, 8, 4))),
-    fp8=((16, Config(16, 32, 8, 1)), (32, Config(32, 32, 8, 1))),
+    fp8=((16, Config(16, 32, 8, 1)), (32, Config(32, 16, 8, 1))),
     verified="",
 )
 _CDNA3_TILES = (

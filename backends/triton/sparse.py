@@ -270,6 +270,6 @@ def sparse_combine_kernel(
         top = tl.max(tl.load(tops, mask=ok, other=-1e30), 0)
     _write(
         out, lse, max_logits, sink, acc, acc, log_sum, top, alive, query // s_q, query % s_q, head,
-        cols, cols, row_ok, row_ok & (tl.program_id(2) == 0),
+        cols, cols, row_ok, row_ok & (head * 0 + tl.program_id(2) == 0),
         out_b, out_t, out_h, lse_b, lse_h, lse_t, DV, False, HAS_SINK, HAS_MAX,
     )  # fmt: skip
