@@ -98,6 +98,9 @@ def from_environment(env: Mapping[str, str]) -> Config:
 _SCOPE: ContextVar[Scope | None] = ContextVar("flashmla_hub_scope", default=None)
 _process_scope: Scope | None = None
 
+changed = _SCOPE.get
+"""The scope that this thread or task changed to, None for the process's own: cheap, for keys."""
+
 
 def scope() -> Scope:
     """The scope in force. The same object as long as nothing changed it."""
@@ -118,10 +121,10 @@ def current() -> Config:
 @contextmanager
 def scoped(**changes: Any) -> Iterator[Scope]:
     """Replace fields of the :class:`Scope` for the duration, in this thread or task only."""
-    changed = replace(scope(), **changes)
-    token = _SCOPE.set(changed)
+    replaced = replace(scope(), **changes)
+    token = _SCOPE.set(replaced)
     try:
-        yield changed
+        yield replaced
     finally:
         _SCOPE.reset(token)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from flashmla_hub import calls, compiled, config, registry, validation
 from flashmla_hub.calls import Fast, Prepared
@@ -86,7 +87,7 @@ def flash_mla_with_kvcache(
         NotSupportedError: the backend asked for cannot do it, or nothing here has that feature.
     """
     meta = tile_scheduler_metadata
-    if torch.compiler.is_compiling():
+    if is_compiling():
         _later_generations(use_legacy, descale_q, descale_k, indexer_topk)
         return compiled.decode(
             q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal,
@@ -102,13 +103,14 @@ def flash_mla_with_kvcache(
             block_table is fast.block_table
             and cache_seqlens is fast.cache_seqlens
             and (
-                q.shape, q.stride(), q.dtype, q.device,
-                k_cache.shape, k_cache.stride(), k_cache.dtype, k_cache.device,
+                q.shape, q.is_contiguous() or q.stride(), q.dtype, q.device,
+                k_cache.shape, k_cache.is_contiguous() or k_cache.stride(), k_cache.dtype,
+                k_cache.device,
                 head_dim_v, softmax_scale, causal, is_fp8_kvcache, kv_format, batch_invariant,
                 indices, attn_sink, extra_k_cache, extra_indices_in_kvcache, topk_length,
                 extra_topk_length, out, lse_out, check_values, enable_batch_invariant,
                 use_legacy, descale_q, descale_k, indexer_topk,
-                backend, config.scope(), registry.state().generation,
+                backend, config.changed(), registry.loaded(),
             ) == fast.facts
             and (q.data_ptr() | k_cache.data_ptr()) & 15 == fast.low_bits
             and not ((q.requires_grad or k_cache.requires_grad) and torch.is_grad_enabled())
@@ -137,7 +139,7 @@ def decode(
     meta: Any = None, check_values: Any = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The general path, dense or sparse; also what the ops of torch.compile run."""
-    tail = (backend, config.scope(), registry.state().generation)
+    tail = (backend, config.changed(), registry.loaded())
     scalars = (head_dim_v, softmax_scale, causal, is_fp8_kvcache, kv_format, batch_invariant)
     try:
         if indices is attn_sink is topk_length is extra_k_cache is extra_indices is None:
@@ -204,7 +206,7 @@ def decode(
         if sched is not None and sched.fast is None:
             sched.fast = _snapshot(
                 prepared, q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale,
-                causal, is_fp8_kvcache, kv_format, batch_invariant, tail,
+                causal, is_fp8_kvcache, kv_format, batch_invariant, backend,
             )  # fmt: skip
         got = kernel.run(
             q, k_cache, block_table, cache_seqlens, scale, out_direct, lse_direct, plan
@@ -223,14 +225,15 @@ def decode(
 def _snapshot(
     prepared: Prepared, q: Tensor, k_cache: Tensor, block_table: Tensor, cache_seqlens: Tensor,
     head_dim_v: Any, softmax_scale: Any, causal: Any, is_fp8: Any, kv_format: Any,
-    batch_invariant: Any, tail: tuple[Any, ...],
+    batch_invariant: Any, backend: str | None,
 ) -> Fast:  # fmt: skip
     """The facts of a call whose optional arguments are all absent; others take the slow path."""
     facts = (
-        q.shape, q.stride(), q.dtype, q.device,
-        k_cache.shape, k_cache.stride(), k_cache.dtype, k_cache.device,
+        q.shape, q.is_contiguous() or q.stride(), q.dtype, q.device,
+        k_cache.shape, k_cache.is_contiguous() or k_cache.stride(), k_cache.dtype, k_cache.device,
         head_dim_v, softmax_scale, causal, is_fp8, kv_format, batch_invariant,
-        None, None, None, None, None, None, None, None, False, None, None, None, None, 0, *tail,
+        None, None, None, None, None, None, None, None, False, None, None, None, None, 0,
+        backend, config.changed(), registry.loaded(),
     )  # fmt: skip
     low_bits = (q.data_ptr() | k_cache.data_ptr()) & 15
     return Fast(facts, low_bits, block_table, cache_seqlens, prepared)

@@ -58,7 +58,7 @@ def prefill(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The eager path; also what the op of torch.compile runs."""
 
-    tail = (backend, config.scope(), registry.state().generation)
+    tail = (backend, config.changed(), registry.loaded())
     try:
         tensors = (q, kv, indices, attn_sink, topk_length)
         low_bits = (q.data_ptr() | kv.data_ptr()) & 15

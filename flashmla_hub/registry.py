@@ -66,6 +66,12 @@ def state() -> State:
     return current
 
 
+def loaded() -> int:
+    """The generation of the snapshot in force, 0 before the first: cheap, for keys."""
+    current = _state
+    return 0 if current is None else current.generation
+
+
 def reload() -> State:
     """Forget what was loaded and load again (after an installation in this process)."""
     global _state
