@@ -178,6 +178,39 @@ class SparseKernel(BoundKernel):
             grid = (queries, -(-key.h_q // tile.rows), key.d_v // tile.cols)
             self._combine[tile](grid, scratch, sinks, out, lse, tops, *tail)
 
+    def _decode(
+        self, q: Tensor, k_cache: Tensor, lists: Tensor, counts: Tensor | None,
+        sink: Tensor | None, extra: tuple[Tensor | None, Tensor | None, Tensor | None],
+        out: Tensor | None, lse: Tensor | None, softmax_scale: float, topk: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Both decodes: lists (batch, s_q, 1, width), counts (batch,), extra the second cache,
+        its lists and their counts."""
+        key = self.key
+        batch = q.shape[0]
+        if not vectors(q):
+            q = q.contiguous()
+        if lse is None:
+            lse = torch.empty((batch, key.h_q, key.s_q), dtype=torch.float32, device=q.device)
+        target = out
+        if target is None or not vectors(target):
+            shape = (batch, key.s_q, key.h_q, key.d_v)
+            target = torch.empty(shape, dtype=self.dtype, device=q.device)
+        most = self._batch_at_once(topk) if key.batch_invariant else batch
+        extra_cache, extra_lists, extra_counts = extra
+        with on_device(q):
+            for a in range(0, batch, most):
+                at = slice(a, min(batch, a + most))
+                self._launch(
+                    q[at], k_cache, lists[at], _rows(counts, at), sink,
+                    extra_cache, _rows(extra_lists, at), _rows(extra_counts, at),
+                    target[at], lse[at], None, softmax_scale, topk,
+                )  # fmt: skip
+        if out is None:
+            return target, lse
+        if out is not target:
+            out.copy_(target)
+        return out, lse
+
     def _batch_at_once(self, topk: int) -> int:
         """Requests whose scratch stays within INVARIANT_SCRATCH."""
         splits = self.splits_for(self.key.s_q, topk)
@@ -201,31 +234,11 @@ class SparseDecodeKernel(SparseKernel):
         extra_topk_length: Tensor | None = None,
         plan: object = None,
     ) -> tuple[Tensor, Tensor]:
-        key = self.key
-        batch = q.shape[0]
-        if not vectors(q):
-            q = q.contiguous()
-        if lse is None:
-            lse = torch.empty((batch, key.h_q, key.s_q), dtype=torch.float32, device=q.device)
-        target = out
-        if target is None or not vectors(target):
-            shape = (batch, key.s_q, key.h_q, key.d_v)
-            target = torch.empty(shape, dtype=self.dtype, device=q.device)
-        lists = indices.unsqueeze(2)
-        most = self._batch_at_once(indices.shape[-1]) if key.batch_invariant else batch
-        with on_device(q):
-            for a in range(0, batch, most):
-                at = slice(a, min(batch, a + most))
-                self._launch(
-                    q[at], k_cache, lists[at], _rows(topk_length, at), attn_sink,
-                    extra_k_cache, _rows(extra_indices, at), _rows(extra_topk_length, at),
-                    target[at], lse[at], None, softmax_scale, indices.shape[-1],
-                )  # fmt: skip
-        if out is None:
-            return target, lse
-        if out is not target:
-            out.copy_(target)
-        return out, lse
+        extra = (extra_k_cache, extra_indices, extra_topk_length)
+        return self._decode(
+            q, k_cache, indices.unsqueeze(2), topk_length, attn_sink, extra, out, lse,
+            softmax_scale, indices.shape[-1],
+        )  # fmt: skip
 
 
 class PagedFp8Kernel(SparseKernel):
@@ -242,31 +255,13 @@ class PagedFp8Kernel(SparseKernel):
         lse: Tensor | None,
         plan: object = None,
     ) -> tuple[Tensor, Tensor]:
-        key = self.key
-        batch = q.shape[0]
-        if not vectors(q):
-            q = q.contiguous()
-        if lse is None:
-            lse = torch.empty((batch, key.h_q, key.s_q), dtype=torch.float32, device=q.device)
-        target = out
-        if target is None or not vectors(target):
-            shape = (batch, key.s_q, key.h_q, key.d_v)
-            target = torch.empty(shape, dtype=self.dtype, device=q.device)
-        capacity = min(block_table.shape[1] * key.page_block_size, MAX_SLOTS)
-        lists = block_table[:, None, None, :].expand(batch, key.s_q, 1, block_table.shape[1])
-        most = self._batch_at_once(capacity) if key.batch_invariant else batch
-        with on_device(q):
-            for a in range(0, batch, most):
-                at = slice(a, min(batch, a + most))
-                self._launch(
-                    q[at], k_cache, lists[at], cache_seqlens[at], None, None, None, None,
-                    target[at], lse[at], None, softmax_scale, capacity,
-                )  # fmt: skip
-        if out is None:
-            return target, lse
-        if out is not target:
-            out.copy_(target)
-        return out, lse
+        width = block_table.shape[1]
+        capacity = min(width * self.key.page_block_size, MAX_SLOTS)
+        lists = block_table[:, None, None, :].expand(q.shape[0], self.key.s_q, 1, width)
+        return self._decode(
+            q, k_cache, lists, cache_seqlens, None, (None, None, None), out, lse, softmax_scale,
+            capacity,
+        )  # fmt: skip
 
 
 class SparsePrefillKernel(SparseKernel):
