@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = _load(args.command)
     try:
         return int(module.run(args))
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        sys.stdout = None  # type: ignore[assignment]  # or Python complains again at exit
+        return FINE
     except InvalidRequestError as error:
         print(f"flashmla-hub {args.command}: {error}", file=sys.stderr)
         return WRONG_USE
