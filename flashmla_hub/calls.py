@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flashmla_hub import identify, validation
 from flashmla_hub.backend import BoundKernel
+from flashmla_hub.device import capturing
 from flashmla_hub.dispatch import Route, resolve
 from flashmla_hub.errors import InvalidRequestError, NotSupportedError
 from flashmla_hub.metadata import SchedMeta
@@ -94,7 +95,7 @@ def plan_for(
     """
     if not kernel.plans:
         return None
-    if lens is not None and _capturing(lens):
+    if lens is not None and capturing(lens.device.type):
         raise NotSupportedError(
             "this backend", "graph capture", "a plan made on the host", "run outside capture"
         )
@@ -116,11 +117,6 @@ def _stamp(*tensors: Tensor | None) -> Any:
         )
     except RuntimeError:  # inference tensors count no versions: plan each time
         return None
-
-
-def _capturing(x: Tensor) -> bool:
-    ask = getattr(getattr(torch, x.device.type, None), "is_current_stream_capturing", None)
-    return bool(ask is not None and ask())
 
 
 def empty_decode(checked: Checked, q: Tensor, out: Tensor | None, lse: Tensor | None) -> Any:

@@ -87,3 +87,9 @@ class DeviceProbe:
         """``torch.version.<attribute>`` as a string, None where it is absent or empty."""
         value = getattr(getattr(self.torch, "version", None), attribute, None)
         return str(value) if value else None
+
+
+def capturing(device_type: str) -> bool:
+    """Whether the current stream of that kind of device is being captured into a graph."""
+    ask = getattr(getattr(torch, device_type, None), "is_current_stream_capturing", None)
+    return bool(ask is not None and ask())

@@ -13,13 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from flashmla_hub import capabilities, config, legalize, log, registry, tuning
 from flashmla_hub.backend import Backend, BoundKernel
 from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.decision import Candidate, Decision
-from flashmla_hub.device import DeviceInfo
+from flashmla_hub.device import DeviceInfo, capturing
 from flashmla_hub.errors import NoBackendError, NotSupportedError, PluginError
 from flashmla_hub.request import ChoiceKey, KernelKey
 
@@ -304,9 +302,7 @@ _CAPTURE = "graph capture"
 
 def _refuse_in_capture(name: str, device: DeviceInfo) -> None:
     """A kernel first met while a graph is captured would compile and allocate inside it (C6.1)."""
-    module = getattr(torch, device.type, None) if device.type.isidentifier() else None
-    capturing = getattr(module, "is_current_stream_capturing", None)
-    if capturing is not None and capturing():
+    if capturing(device.type):
         raise NotSupportedError(
             name, _CAPTURE, "first use", "call once, or warmup(), before capture"
         )
