@@ -9,49 +9,40 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _partials(
-    scratch, part_rows, slots_at, stride, s, ns, tile, row_in_tile, tiles, row_ok,
-    STARTS_ODD: tl.constexpr, H: tl.constexpr, DV: tl.constexpr,
-):  # fmt: skip
-    """Rows in scratch of splits ``s``, and their log2 lse (-inf for splits past ``ns``)."""
-    slot = slots_at + s * stride
-    if STARTS_ODD:
-        slot += (s == 0).to(tl.int32)
-    at = tl.cast(slot[:, None] * tiles + tile[None, :], tl.int64) * H + row_in_tile[None, :]
-    ok = (s[:, None] < ns) & row_ok[None, :]
-    logs = scratch + tl.cast(part_rows, tl.int64) * DV + at
-    return at, tl.load(logs, mask=ok, other=-float("inf"))
-
-
-@triton.jit
 def merge_splits(
     scratch, part_rows, slots_at, stride, ns, tile, row_in_tile, tiles, row_ok, cols,
     STARTS_ODD: tl.constexpr, H: tl.constexpr, DV: tl.constexpr, RB: tl.constexpr,
-    CB: tl.constexpr, SB: tl.constexpr, SMAX: tl.constexpr,
+    CB: tl.constexpr, SB: tl.constexpr,
 ):  # fmt: skip
-    """Weighted sum of ``ns`` partials, log2 of the total, and whether any was alive.
+    """Weighted mean of ``ns`` partials, log2 of their total, and whether any was alive.
 
-    Split s sits in slot ``slots_at + s * stride``, one more for s = 0 when STARTS_ODD.
+    Split s sits in slot ``slots_at + s * stride``, one more for s = 0 when STARTS_ODD. One pass,
+    SB splits at a time: lse and values are loaded together, as latency is all this costs.
     A partial with lse -inf has weight 0 and is never multiplied: it may not have been written.
     """
-    _, logs = _partials(
-        scratch, part_rows, slots_at, stride, tl.arange(0, SMAX), ns, tile, row_in_tile, tiles,
-        row_ok, STARTS_ODD, H, DV,
-    )  # fmt: skip
-    top = tl.maximum(tl.max(logs, 0), -1e30)
-    total = tl.sum(tl.exp2(logs - top[None, :]), 0)
-    inv = tl.where(total > 0, 1.0 / total, 0.0)
+    top = tl.full((RB,), -1e30, tl.float32)
+    total = tl.zeros((RB,), tl.float32)
     acc = tl.zeros((RB, CB), tl.float32)
+    logs_at = scratch + tl.cast(part_rows, tl.int64) * DV
     for j in tl.range(0, ns, SB, num_stages=1):
-        at, few = _partials(
-            scratch, part_rows, slots_at, stride, j + tl.arange(0, SB), ns, tile, row_in_tile,
-            tiles, row_ok, STARTS_ODD, H, DV,
-        )  # fmt: skip
-        w = tl.exp2(few - top[None, :]) * inv[None, :]
+        s = j + tl.arange(0, SB)
+        slot = slots_at + s * stride
+        if STARTS_ODD:
+            slot += (s == 0).to(tl.int32)
+        at = tl.cast(slot[:, None] * tiles + tile[None, :], tl.int64) * H + row_in_tile[None, :]
+        ok = (s[:, None] < ns) & row_ok[None, :]
+        logs = tl.load(logs_at + at, mask=ok, other=-float("inf"))
         v_at = scratch + at[:, :, None] * DV + cols[None, None, :]
-        v = tl.load(v_at, mask=(few > -float("inf"))[:, :, None], other=0.0)
-        acc += tl.sum(v * w[:, :, None], 0)
-    return acc, top + tl.log2(total), total > 0
+        v = tl.load(v_at, mask=ok[:, :, None], other=0.0)
+        new = tl.maximum(top, tl.max(logs, 0))
+        w = tl.exp2(logs - new[None, :])
+        keep = tl.exp2(top - new)
+        top = new
+        total = total * keep + tl.sum(w, 0)
+        v = tl.where((logs > -float("inf"))[:, :, None], v, 0.0)
+        acc = acc * keep[:, None] + tl.sum(v * w[:, :, None], 0)
+    inv = tl.where(total > 0, 1.0 / total, 0.0)
+    return acc * inv[:, None], top + tl.log2(total), total > 0
 
 
 _RUNTIME = [
@@ -67,7 +58,7 @@ def combine_kernel(
     batch, s_q, group, tiles, tiles_per_head, parts, capacity, part_rows, slot_stride,
     DV: tl.constexpr, H: tl.constexpr, N: tl.constexpr, BATCH: tl.constexpr, SLACK: tl.constexpr,
     INVARIANT: tl.constexpr, CHUNK: tl.constexpr, SPLITS: tl.constexpr,
-    RB: tl.constexpr, CB: tl.constexpr, SB: tl.constexpr, SMAX: tl.constexpr, PDL: tl.constexpr,
+    RB: tl.constexpr, CB: tl.constexpr, SB: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (min(requests, part boundaries), row groups of RB over all KV heads, DV / CB).
 
@@ -111,7 +102,7 @@ def combine_kernel(
         stride = 1 if INVARIANT else 2
         acc, log_sum, alive = merge_splits(
             scratch, part_rows, slots_at, stride, ns, tile, rows % H, tiles, row_ok, cols,
-            not INVARIANT, H, DV, RB, CB, SB, SMAX,
+            not INVARIANT, H, DV, RB, CB, SB,
         )  # fmt: skip
         token = rows // group
         head = kv_head_id * group + rows % group

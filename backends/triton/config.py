@@ -27,7 +27,7 @@ class Config:
         options: further compiler options of the target, (name, value) pairs.
         per_sm: programs resident on one multiprocessor.
         gluon: use the Hopper Gluon form where the installed Triton has it.
-        pdl: overlap the combine's start with the main kernel's end (needs sm_90).
+        pdl: start each kernel while the one before it still runs (needs sm_90).
         hardware_fp8: the target converts e4m3 itself; else it is done with integer operations.
     """
 
@@ -212,4 +212,4 @@ def combine_for(rows: int, d_v: int) -> Combine:
         return Combine(1, min(256, d_v), 16)
     if rows <= 1024:
         return Combine(1, d_v, 4)
-    return Combine(8, d_v, 2)
+    return Combine(4, d_v, 2)

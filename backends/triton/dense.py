@@ -114,6 +114,10 @@ def dense_kernel(
     where it starts its request, else 2 * part, as a part has at most two such segments; with
     INVARIANT in slot request * slot_stride + chunk.
     """
+    if PDL:
+        # The combine may start at once: its programs take what room is left, plan and wait.
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     pid = tl.program_id(0)
     tile = pid % tiles
     part = pid // tiles
@@ -212,5 +216,3 @@ def dense_kernel(
                 tl.store(l_at, tl.where(alive, log_sum, -float("inf")), mask=row_ok)
         if not INVARIANT:
             before += n_r
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()

@@ -74,7 +74,8 @@ class DenseKernel(BoundKernel):
             "BREAK": config.break_chain,
             "SPREAD": config.spread,
         }
-        options = {"num_warps": config.num_warps, **dict(config.options)}
+        early = {"launch_pdl": True} if config.pdl else {}
+        options = {"num_warps": config.num_warps, **early, **dict(config.options)}
         self._main = {
             n: Launcher(dense_kernel, {**main, "BATCH": n}, options) for n in BATCH_CLASSES
         }
@@ -83,18 +84,16 @@ class DenseKernel(BoundKernel):
             n: gluon_bound.launcher(fn, key.causal, slack_percent(key), n)
             for n in (BATCH_CLASSES if fn is not None else ())
         }
-        splits_max = self.splits if key.batch_invariant else self.parts
-        smax = 1 << (max(splits_max, 2) - 1).bit_length()
-        merge = {**shared, "SMAX": smax}
         self._combine = {
             (tile, n): Launcher(
                 combine_kernel,
-                {**merge, "BATCH": n, "RB": tile.rows, "CB": tile.cols, "SB": tile.splits},
-                {"num_warps": 4, **({"launch_pdl": True} if config.pdl else {})},
+                {**shared, "BATCH": n, "RB": tile.rows, "CB": tile.cols, "SB": tile.splits},
+                {"num_warps": 4, **early},
             )
             for n in BATCH_CLASSES
             for tile in self._combine_tiles(n)
         }
+        self._choice: dict[int, tuple[int, Combine]] = {}  # by batch, once compiled
 
     def _combine_tile(self, batch: int) -> Combine:
         if self.key.batch_invariant:
@@ -173,15 +172,20 @@ class DenseKernel(BoundKernel):
         request = stride * self.tiles * self.config.block_h * (self.key.d_v + 1) * 4
         return stride, max(1, min(BATCH_CLASSES[-1], INVARIANT_SCRATCH // request))
 
-    def _batch_class(self, batch: int, tile: Combine) -> int:
-        """The narrowest class that holds ``batch``; in a capture, the narrowest compiled one."""
+    def _choose(self, batch: int) -> tuple[int, Combine]:
+        """The narrowest class that holds ``batch``, in a capture the narrowest compiled one; and
+        the combine's tile."""
+        tile = self._combine_tile(batch)
         mains = self._gluon or self._main
         for n in BATCH_CLASSES:
             if batch > n:
                 continue
-            if (mains[n].ready and self._combine[tile, n].ready) or not capturing():
-                return n
-        return BATCH_CLASSES[-1]
+            if mains[n].ready and self._combine[tile, n].ready:
+                self._choice[batch] = n, tile
+                return n, tile
+            if not capturing():
+                return n, tile
+        return BATCH_CLASSES[-1], tile
 
     def _launch(
         self, q: Tensor, table: Tensor, lens: Tensor, out: Tensor, lse: Tensor,
@@ -192,8 +196,7 @@ class DenseKernel(BoundKernel):
         slots = batch * slot_stride if key.batch_invariant else 2 * self.parts
         part_rows = slots * self.tiles * config.block_h
         scratch = torch.empty(part_rows * (key.d_v + 1), dtype=torch.float32, device=q.device)
-        tile = self._combine_tile(batch)
-        n = self._batch_class(batch, tile)
+        n, tile = self._choice.get(batch) or self._choose(batch)
         q_b, q_t, q_h, _ = q.stride()
         q_strides = (q_b // VECTOR, q_t // VECTOR, q_h // VECTOR)
         kv_page, kv_row, kv_head, _ = kv.stride()

@@ -24,7 +24,8 @@ def gluon_kernel() -> Any | None:
 
 
 def launcher(fn: Any, causal: bool, slack: int, batch: int) -> Launcher:
-    return Launcher(fn, {"BATCH": batch, "CAUSAL": causal, "SLACK": slack}, {"num_warps": 8})
+    constants = {"BATCH": batch, "CAUSAL": causal, "SLACK": slack}
+    return Launcher(fn, constants, {"num_warps": 8, "launch_pdl": True})
 
 
 def argument_types(dtype: torch.dtype) -> tuple[Any, ...]:

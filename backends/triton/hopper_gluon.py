@@ -15,6 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # Names that changed: thread_barrier became barrier in 3.7, async_copy_global_to_shared
 # async_load in 3.8 (and left in 3.9).
@@ -97,6 +98,8 @@ def gluon_dense_kernel(
     WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
     NARROW: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0])
     dtype: gl.constexpr = q.dtype.element_ty
+    gdc_wait()
+    gdc_launch_dependents()
     pid = gl.program_id(0)
     tile = pid % tiles
     part = pid // tiles

@@ -148,6 +148,9 @@ def sparse_kernel(
     PAGED: a dense call; the lists are rows of the block table, ``counts`` the lengths and
     ``topk`` the table's capacity.
     """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     pid = tl.program_id(0)
     split = tl.program_id(1)
     query = pid // tiles
@@ -229,8 +232,6 @@ def sparse_kernel(
         logs = scratch + tl.cast(part_rows, tl.int64) * DV + s_row
         tl.store(logs, tl.where(alive, log_sum, -float("inf")), mask=row_ok)
         tl.store(logs + part_rows, m, mask=row_ok)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 _COMBINE_RUNTIME = [
@@ -258,7 +259,7 @@ def sparse_combine_kernel(
         tl.extra.cuda.gdc_wait()
     acc, log_sum, alive = merge_splits(
         scratch, part_rows, query * splits, 1, splits, tile, rows % H, tiles, row_ok, cols,
-        False, H, DV, RB, CB, SB, SMAX,
+        False, H, DV, RB, CB, SB,
     )  # fmt: skip
     top = log_sum
     if HAS_MAX:

@@ -67,9 +67,11 @@ class SparseKernel(BoundKernel):
             "PAGED": self.paged,
             "CAUSAL": key.causal,
         }
+        early = {"launch_pdl": True} if config.pdl else {}
         options = {
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
+            **early,
             **dict(config.options),
         }
         self._main = Launcher(sparse_kernel, main, options)
@@ -78,7 +80,7 @@ class SparseKernel(BoundKernel):
             tile: Launcher(
                 sparse_combine_kernel,
                 {**merge, "RB": tile.rows, "CB": tile.cols, "SB": tile.splits},
-                {"num_warps": 4, **({"launch_pdl": True} if config.pdl else {})},
+                {"num_warps": 4, **early},
             )
             for tile in self._combine_tiles()
         }
