@@ -26,7 +26,8 @@ class Config:
         spread: keep the softmax sum per column until the end.
         options: further compiler options of the target, (name, value) pairs.
         per_sm: programs resident on one multiprocessor.
-        gluon: use the Hopper Gluon form where the installed Triton has it.
+        gluon: tiles that the Hopper Gluon form scores at once, 1 or 2 (by a warpgroup each), where
+            the installed Triton has what it needs; 0: the plain form.
         pdl: start each kernel while the one before it still runs (needs sm_90).
         hardware_fp8: the target converts e4m3 itself; else it is done with integer operations.
     """
@@ -40,7 +41,7 @@ class Config:
     spread: bool = False
     options: tuple[tuple[str, int], ...] = ()
     per_sm: int = 1
-    gluon: bool = False
+    gluon: int = 0
     pdl: bool = False
     hardware_fp8: bool = False
 
@@ -90,7 +91,7 @@ _SM90 = Target(
     dense=(
         (16, Config(16, 64, 8, 3)),
         (32, Config(32, 64, 8, 3)),
-        (64, Config(64, 64, 8, 2, split_tail=True, break_chain=True, spread=True, gluon=True)),
+        (64, Config(64, 64, 8, 2, split_tail=True, break_chain=True, spread=True, gluon=1)),
     ),
     sparse=(
         (16, Config(16, 64, 8, 3)),
@@ -140,6 +141,8 @@ TARGETS: dict[tuple[str, str], Target] = {
     ("amd", "gfx950"): _GFX950,
 }
 
+PAIR_ROWS = 256  # from here two warpgroups that take turns pay for their exchange
+
 HARDWARE_FP8 = frozenset({"sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"})
 
 
@@ -170,7 +173,9 @@ def config_for(key: KernelKey, device: DeviceInfo) -> Config:
     rows = rows_of(key)
     config = next((c for most, c in table if rows <= most), table[-1][1])
     hopper = device.vendor == "nvidia" and device.arch == "sm_90"
-    gluon = config.gluon and gluon_takes(key)
+    gluon = config.gluon if gluon_takes(key) else 0
+    if gluon and rows >= PAIR_ROWS:
+        gluon = 2
     return replace(
         config,
         gluon=gluon,
@@ -195,7 +200,7 @@ def gluon_takes(key: KernelKey) -> bool:
 def slack_percent(key: KernelKey) -> int:
     """How uneven whole requests may be before they are split. A compute-bound kernel gains more
     from an even cut than it pays for the combine."""
-    return 0 if rows_of(key) >= 256 else 4
+    return 0 if rows_of(key) >= PAIR_ROWS else 4
 
 
 def chunking(key: KernelKey, config: Config) -> tuple[int, int]:

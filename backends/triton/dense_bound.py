@@ -79,9 +79,9 @@ class DenseKernel(BoundKernel):
         self._main = {
             n: Launcher(dense_kernel, {**main, "BATCH": n}, options) for n in BATCH_CLASSES
         }
-        fn = gluon_bound.gluon_kernel() if config.gluon else None
+        fn = gluon_bound.gluon_kernel(config.gluon) if config.gluon else None
         self._gluon = {
-            n: gluon_bound.launcher(fn, key.causal, slack_percent(key), n)
+            n: gluon_bound.launcher(fn, config.gluon, key.causal, slack_percent(key), n)
             for n in (BATCH_CLASSES if fn is not None else ())
         }
         self._combine = {
@@ -109,7 +109,7 @@ class DenseKernel(BoundKernel):
         """What batches of up to ``n`` launch: name, launcher, argument types."""
         d, f, i = self.dtype, torch.float32, torch.int32
         if self._gluon:
-            yield "gluon", self._gluon[n], gluon_bound.argument_types(d)
+            yield "gluon", self._gluon[n], gluon_bound.argument_types(d, self.config.gluon)
         if not self._gluon or self.key.kv_strides != PACKED:  # a pool TMA cannot see as rows
             yield "dense", self._main[n], (d, d, i, i, d, f, f, 1.0, *[1] * 22)
         for (tile, width), launcher in self._combine.items():
@@ -209,7 +209,8 @@ class DenseKernel(BoundKernel):
         page_rows = gluon_bound.pool_rows(kv) if self._gluon else None
         if page_rows is not None:
             self._gluon[n](
-                (self.parts * self.tiles, 1, 1), q, *gluon_bound.descriptors(kv, page_rows),
+                (self.parts * self.tiles, 1, 1), q,
+                *gluon_bound.descriptors(kv, page_rows, config.gluon),
                 table, lens, out, lse, scratch, scale, *q_strides, page_rows, table.stride(0),
                 *tail[:9], self.tiles, self.parts, capacity, part_rows,
             )  # fmt: skip

@@ -13,24 +13,30 @@ TILE = 64
 MAX_ROWS = 2**31 - 1
 
 
-def gluon_kernel() -> Any | None:
-    """The Gluon kernel, None where this Triton's Gluon (experimental) lacks a name it uses."""
+def gluon_kernel(tiles: int) -> Any | None:
+    """The Gluon kernel that scores ``tiles`` tiles at once (1 or 2), None where this Triton's
+    Gluon (experimental) lacks a name it uses."""
     try:
         from flashmla_hub.backends.triton import descriptors  # noqa: F401
-        from flashmla_hub.backends.triton.hopper_gluon import gluon_dense_kernel
+
+        if tiles == 1:
+            from flashmla_hub.backends.triton.hopper_gluon import gluon_dense_kernel as kernel
+        else:
+            from flashmla_hub.backends.triton.hopper_pair import gluon_pair_kernel as kernel
     except (ImportError, AttributeError):
         return None
-    return gluon_dense_kernel
+    return kernel
 
 
-def launcher(fn: Any, causal: bool, slack: int, batch: int) -> Launcher:
+def launcher(fn: Any, tiles: int, causal: bool, slack: int, batch: int) -> Launcher:
     constants = {"BATCH": batch, "CAUSAL": causal, "SLACK": slack}
-    return Launcher(fn, constants, {"num_warps": 8, "launch_pdl": True})
+    warps = 8 if tiles == 1 else 4  # the second warpgroup of a pair is a partition of its own
+    return Launcher(fn, constants, {"num_warps": warps, "launch_pdl": True})
 
 
-def argument_types(dtype: torch.dtype) -> tuple[Any, ...]:
+def argument_types(dtype: torch.dtype, tiles: int) -> tuple[Any, ...]:
     f, i = torch.float32, torch.int32
-    wide, narrow = Descriptor(dtype, (TILE, 512)), Descriptor(dtype, (TILE, 64))
+    wide, narrow = Descriptor(dtype, (TILE, 512 // tiles)), Descriptor(dtype, (TILE, 64))
     return (dtype, wide, narrow, i, i, dtype, f, f, 1.0, *[1] * 18)
 
 
@@ -43,10 +49,11 @@ def pool_rows(kv: Tensor) -> int | None:
     return rows if kv.shape[0] * rows <= MAX_ROWS else None
 
 
-def descriptors(kv: Tensor, page_rows: int) -> tuple[Any, Any]:
-    """TMA descriptors of the pool seen as rows: the 512 columns of V, and blocks of 64 columns."""
+def descriptors(kv: Tensor, page_rows: int, tiles: int) -> tuple[Any, Any]:
+    """TMA descriptors of the pool seen as rows: blocks of 512 / ``tiles`` and of 64 columns."""
     from flashmla_hub.backends.triton.descriptors import gluon_descriptor
 
     rows = (kv.shape[0] - 1) * page_rows + kv.shape[1]
     pool = (kv.data_ptr(), kv.dtype, rows, kv.shape[3], kv.stride(1))
-    return gluon_descriptor(*pool, (TILE, 512)), gluon_descriptor(*pool, (TILE, 64))
+    wide, narrow = (TILE, 512 // tiles), (TILE, 64)
+    return gluon_descriptor(*pool, wide), gluon_descriptor(*pool, narrow)

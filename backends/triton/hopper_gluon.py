@@ -32,9 +32,12 @@ def _add(a, b):
 
 
 @gluon.jit
-def _plan(lens, part, batch, parts, capacity, BATCH: gl.constexpr, SLACK: gl.constexpr):
+def _plan(
+    lens, part, batch, parts, capacity,
+    BATCH: gl.constexpr, SLACK: gl.constexpr, WARPS: gl.constexpr,
+):  # fmt: skip
     """schedule.part_range and request_range, with the layouts that Gluon wants spelled out."""
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [8], [0])
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
     idx = gl.arange(0, BATCH, layout=layout)
     n = gl.load(lens + idx, mask=idx < batch, other=0)
     n = gl.minimum(gl.maximum(n, 0), capacity)
@@ -103,7 +106,7 @@ def gluon_dense_kernel(
     pid = gl.program_id(0)
     tile = pid % tiles
     part = pid // tiles
-    lo, hi, first, end, before = _plan(lens, part, batch, parts, capacity, BATCH, SLACK)
+    lo, hi, first, end, before = _plan(lens, part, batch, parts, capacity, BATCH, SLACK, 8)
     qc = gl.allocate_shared_memory(dtype, [64, 512], SHARED)
     qr = gl.allocate_shared_memory(dtype, [64, 64], SHARED)
     kcs = gl.allocate_shared_memory(dtype, [2, 64, 512], SHARED)

@@ -57,21 +57,21 @@ def keep(key: KernelKey, device: DeviceInfo, chosen: Config) -> None:
 def trials(key: KernelKey, device: DeviceInfo) -> dict[str, Config]:
     """The shipped Config and its neighbours, by label; some may not fit the device."""
     base = config_for(key, device)
-    changes: tuple[dict[str, int | bool], ...] = (
+    changes: tuple[dict[str, int], ...] = (
         {},
         {"num_stages": base.num_stages + 1},
         {"num_stages": max(1, base.num_stages - 1)},
         {"block_n": base.block_n * 2, "num_stages": max(1, base.num_stages - 1)},
         {"block_n": max(16, base.block_n // 2), "num_stages": base.num_stages + 1},
         {"num_warps": 4 if base.num_warps == 8 else 8},
-        *([{"gluon": False}] if base.gluon else []),
+        *([{"gluon": 0}, {"gluon": 3 - base.gluon}] if base.gluon else []),
     )
     return {label(found): found for found in (replace(base, **c) for c in changes)}
 
 
 def label(found: Config) -> str:
     if found.gluon:
-        return "gluon"
+        return f"gluon {found.gluon}"
     return f"{found.block_h}x{found.block_n} w{found.num_warps} s{found.num_stages}"
 
 

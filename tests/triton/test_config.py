@@ -31,7 +31,8 @@ def test_an_unknown_card_is_placed_by_its_shared_memory(shared: int, block_n: in
 
 
 def test_the_gluon_form_is_asked_for_on_hopper_from_33_rows_only() -> None:
-    assert config.config_for(KernelKey(h_q=128), H100).gluon
+    assert config.config_for(KernelKey(h_q=128), H100).gluon == 1
+    assert config.config_for(KernelKey(h_q=128, s_q=2), H100).gluon == 2
     assert not config.config_for(KernelKey(h_q=32), H100).gluon
     for change in ({"page_block_size": 16}, {"batch_invariant": True}, {"d_qk": 512}):
         assert not config.config_for(KernelKey(h_q=128).with_(**change), H100).gluon

@@ -1,0 +1,308 @@
+"""Dense decode for Hopper at 256 query rows and more, in Gluon: two warpgroups, two tiles at once.
+
+Each warpgroup scores its own 64-token tile of a pair, and both then add both tiles to their own
+half of the output columns; maxima and weights cross through shared memory. Half tiles are
+refilled by the warpgroup whose product drains them. Same limits, partials and combine as
+hopper_gluon. Warpgroup W owns tile W of a pair for scores and output columns [256 W, 256 W + 256).
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from flashmla_hub.backends.triton.hopper_gluon import LN2, _barrier, _load, _plan
+
+HALF_BYTES = gl.constexpr(64 * 256 * 2)
+ROPE_BYTES = gl.constexpr(64 * 64 * 2)
+
+
+@gluon.jit
+def _fill(half, narrow, row, full, halves, ropes, wanted, T: gl.constexpr, RIGHT: gl.constexpr):
+    """Start the copy of one half of tile T of a pair; the right one brings the rope columns."""
+    bar = full.index(2 * T + RIGHT)
+    if RIGHT:
+        mbarrier.expect(bar, HALF_BYTES + ROPE_BYTES, pred=wanted)
+        _load(half, [row, 256], bar, halves.index(T), pred=wanted)
+        _load(narrow, [row, 512], bar, ropes.index(T), pred=wanted)
+    else:
+        mbarrier.expect(bar, HALF_BYTES, pred=wanted)
+        _load(half, [row, 0], bar, halves.index(T), pred=wanted)
+
+
+@gluon.jit
+def _zero_rows(half, kept):
+    """hopper_gluon._zero_rows for half a tile and one warpgroup. The other warpgroup may be
+    reading the tile for its scores: those of tokens past the length are masked anyway."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    row = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+    for c in gl.static_range(4):
+        piece = half.slice(c * 64, 64, dim=1)
+        value = piece.load(layout)
+        piece.store(gl.where((row < kept)[:, None], value, 0.0))
+    fence_async_shared()
+    _barrier()
+
+
+@gluon.jit
+def _rows_of_pair(table, table_b, r, block, last, length, page_rows):
+    """Pool rows of blocks ``block`` and ``block + 1``, the second clamped to the last used one."""
+    row_table = table + r.to(gl.int64) * table_b
+    used = length > 0
+    a = gl.load(row_table + gl.minimum(block, last), mask=used, other=0) * page_rows
+    b = gl.load(row_table + gl.minimum(block + 1, last), mask=used, other=0) * page_rows
+    return a, b
+
+
+@gluon.jit
+def _warpgroup(
+    q, half, narrow, table, lens, out, lse, scratch, scale,
+    q_b, q_t, q_h, page_rows, table_b, out_b, out_t, out_h, lse_b, lse_h, lse_t,
+    s_q, group, tiles, capacity, part_rows, part, tile, lo, hi, first, end, before,
+    q_left, q_right, left, right, ropes, ps, maxima, sums, full, turn,
+    W: gl.constexpr, CAUSAL: gl.constexpr,
+):  # fmt: skip
+    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16])  # noqa: E741
+    Q_ROPE: gl.constexpr = gl.DotOperandLayout(0, S, 2)
+    P: gl.constexpr = gl.DotOperandLayout(0, O, 2)
+    ROW: gl.constexpr = gl.SliceLayout(1, S)
+    WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0])
+    dtype: gl.constexpr = q.dtype.element_ty
+    max_0 = turn.index(0)
+    p_1 = turn.index(1)
+    p_0 = turn.index(2)
+    q_ready = turn.index(3)
+    sum_ready = turn.index(4)
+    visible = s_q * group
+    pairs = 0  # pairs consumed so far: gives the phase of the barriers
+    if first < end:
+        length = gl.minimum(gl.maximum(gl.load(lens + first), 0), capacity)
+        last = gl.maximum((length + 63) // 64 - 1, 0)
+        b0 = gl.maximum(lo - before, 0)
+        row_a, row_b = _rows_of_pair(table, table_b, first, b0, last, length, page_rows)
+        if W == 0:
+            _fill(half, narrow, row_a, full, left, ropes, True, 0, 0)
+            _fill(half, narrow, row_b, full, left, ropes, True, 1, 0)
+        else:
+            _fill(half, narrow, row_b, full, right, ropes, True, 1, 1)
+            _fill(half, narrow, row_a, full, right, ropes, True, 0, 1)
+    for r in range(first, end):
+        length = gl.minimum(gl.maximum(gl.load(lens + r), 0), capacity)
+        n_r = gl.maximum((length + 63) // 64, 1)
+        last = n_r - 1
+        b0 = gl.maximum(lo - before, 0)
+        b1 = gl.minimum(hi - before, n_r)
+        r_next = gl.minimum(r + 1, end - 1)
+        length_next = gl.minimum(gl.maximum(gl.load(lens + r_next), 0), capacity)
+        last_next = gl.maximum((length_next + 63) // 64 - 1, 0)
+
+        base = q + r.to(gl.int64) * q_b * 8
+        rows = tile * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, WIDE))
+        cols = W * 256 + gl.arange(0, 256, layout=gl.SliceLayout(0, WIDE))
+        at = (rows // group * q_t + rows % group * q_h) * 8
+        ok = (rows < visible)[:, None]
+        q_half = gl.load(base + at[:, None] + cols[None, :], mask=ok, other=0.0)
+        if W == 0:
+            q_left.store(q_half)
+        else:
+            q_right.store(q_half)
+        rows = tile * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, Q_ROPE))
+        cols = 512 + gl.arange(0, 64, layout=gl.SliceLayout(0, Q_ROPE))
+        at = (rows // group * q_t + rows % group * q_h) * 8
+        ok = (rows < visible)[:, None]
+        q_rope = gl.load(base + at[:, None] + cols[None, :], mask=ok, other=0.0)
+        fence_async_shared()
+        _barrier()
+        mbarrier.arrive(q_ready, count=1)
+        mbarrier.wait(q_ready, (r - first) & 1)
+
+        stop = gl.minimum(length, b1 * 64)  # tokens of this segment end here
+        shared = stop  # tokens below it are visible to every row
+        rows = tile * 64 + gl.arange(0, 64, layout=ROW)
+        if CAUSAL:
+            limit = gl.minimum(length - s_q + rows // group + 1, stop)
+            shared = gl.minimum(length - s_q + 1, stop)
+        else:
+            limit = rows * 0 + stop
+        tokens = gl.arange(0, 64, layout=gl.SliceLayout(0, S))
+        m = gl.full([64], -1e30, gl.float32, layout=ROW)
+        total = gl.full([64], 0.0, gl.float32, layout=ROW)
+        o = gl.zeros([64, 256], gl.float32, layout=O)
+        for i in range(b0, b1, 2):
+            phase = pairs & 1
+            final = i + 2 >= b1
+            more = (i + 2 < b1) | (r + 1 < end)
+            row_a, row_b = _rows_of_pair(
+                table, table_b, gl.where(final, r_next, r), gl.where(final, 0, i + 2),
+                gl.where(final, last_next, last), gl.where(final, length_next, length), page_rows,
+            )  # fmt: skip
+            k_left = left.index(W)
+            k_right = right.index(W)
+            mbarrier.wait(full.index(2 * W), phase)
+            zero = gl.zeros([64, 64], gl.float32, layout=S)
+            s = warpgroup_mma(q_left, k_left.permute((1, 0)), zero, use_acc=False, is_async=True)
+            mbarrier.wait(full.index(2 * W + 1), phase)
+            s = warpgroup_mma(q_right, k_right.permute((1, 0)), s, is_async=True)
+            s = warpgroup_mma(q_rope, ropes.index(W).permute((1, 0)), s, is_async=True)
+            s = warpgroup_mma_wait(0, deps=(s,))
+            x = s * scale
+            if (i + W + 1) * 64 > shared:
+                x = gl.where(((i + W) * 64 + tokens)[None, :] < limit[:, None], x, -float("inf"))
+            top = gl.max(x, 1)
+            ragged = (i + 2) * 64 > stop
+            if W == 0:
+                m_0 = gl.maximum(m, top)
+                maxima.index(0).store(m_0)
+                _barrier()
+                mbarrier.arrive(max_0, count=1)
+                p = gl.exp2(x - m_0[:, None])
+                alpha = gl.exp2(m - m_0)
+                total = total * alpha + gl.sum(p, 1)
+                o = o * gl.convert_layout(alpha, gl.SliceLayout(1, O))[:, None]
+                if ragged:
+                    _zero_rows(left.index(0), stop - i * 64)
+                o = warpgroup_mma(
+                    gl.convert_layout(p.to(dtype), P), left.index(0), o, is_async=True
+                )
+                mbarrier.wait(p_1, phase)
+                m = maxima.index(1).load(ROW)
+                alpha = gl.exp2(m_0 - m)
+                total = total * alpha
+                ps.index(0).store((p * alpha[:, None]).to(dtype))
+                fence_async_shared()
+                _barrier()
+                mbarrier.arrive(p_0, count=1)
+                o = warpgroup_mma_wait(0, deps=(o,))
+                _barrier()
+                _fill(half, narrow, row_a, full, left, ropes, more, 0, 0)
+                o = o * gl.convert_layout(alpha, gl.SliceLayout(1, O))[:, None]
+                mbarrier.wait(full.index(2), phase)
+                if ragged:
+                    _zero_rows(left.index(1), stop - (i + 1) * 64)
+                o = warpgroup_mma(ps.index(1), left.index(1), o, is_async=True)
+                o = warpgroup_mma_wait(0, deps=(o,))
+                _barrier()
+                _fill(half, narrow, row_b, full, left, ropes, more, 1, 0)
+            else:
+                mbarrier.wait(max_0, phase)
+                new = gl.maximum(maxima.index(0).load(ROW), top)
+                p = gl.exp2(x - new[:, None])
+                alpha = gl.exp2(m - new)
+                m = new
+                maxima.index(1).store(new)
+                narrowed = p.to(dtype)
+                ps.index(1).store(narrowed)
+                fence_async_shared()
+                _barrier()
+                mbarrier.arrive(p_1, count=1)
+                total = total * alpha + gl.sum(p, 1)
+                o = o * gl.convert_layout(alpha, gl.SliceLayout(1, O))[:, None]
+                mbarrier.wait(full.index(1), phase)
+                if ragged:
+                    _zero_rows(right.index(0), stop - i * 64)
+                    _zero_rows(right.index(1), stop - (i + 1) * 64)
+                mbarrier.wait(p_0, phase)
+                o = warpgroup_mma(ps.index(0), right.index(0), o, is_async=True)
+                o = warpgroup_mma(gl.convert_layout(narrowed, P), right.index(1), o, is_async=True)
+                o = warpgroup_mma_wait(1, deps=(o,))
+                _barrier()
+                _fill(half, narrow, row_a, full, right, ropes, more, 0, 1)
+                o = warpgroup_mma_wait(0, deps=(o,))
+                _barrier()
+                _fill(half, narrow, row_b, full, right, ropes, more, 1, 1)
+            pairs += 1
+        sums.index(W).store(total)
+        _barrier()
+        mbarrier.arrive(sum_ready, count=1)
+        mbarrier.wait(sum_ready, (r - first) & 1)
+        total += sums.index(1 - W).load(ROW)
+        alive = total > 0
+        inv = gl.where(alive, 1.0 / total, 0.0)
+        log_sum = m + gl.log2(total)
+        o = o * gl.convert_layout(inv, gl.SliceLayout(1, O))[:, None]
+        local = gl.arange(0, 64, layout=gl.SliceLayout(1, O))
+        wide = tile * 64 + local
+        cols = W * 256 + gl.arange(0, 256, layout=gl.SliceLayout(0, O))
+        ok = (wide < visible)[:, None]
+        rows = tile * 64 + gl.arange(0, 64, layout=ROW)
+        if (b0 == 0) & (b1 == n_r):
+            o_at = (wide // group * out_t + wide % group * out_h) * 8
+            o_base = out + r.to(gl.int64) * out_b * 8
+            gl.store(o_base + o_at[:, None] + cols[None, :], o.to(dtype), mask=ok)
+            if W == 0:
+                l_at = r.to(gl.int64) * lse_b + rows % group * lse_h + rows // group * lse_t
+                log_sum = gl.where(alive, log_sum * LN2, float("inf"))
+                gl.store(lse + l_at, log_sum, mask=rows < visible)
+        else:
+            s_row = ((part * 2 + (b0 == 0).to(gl.int32)) * tiles + tile).to(gl.int64) * 64
+            gl.store(scratch + s_row * 512 + (local[:, None] * 512 + cols[None, :]), o, mask=ok)
+            if W == 0:
+                logs = scratch + part_rows.to(gl.int64) * 512 + s_row
+                log_sum = gl.where(alive, log_sum, -float("inf"))
+                gl.store(logs + (rows - tile * 64), log_sum, mask=rows < visible)
+        before += n_r
+
+
+@gluon.jit
+def _first(args, CAUSAL: gl.constexpr):
+    _warpgroup(*args, 0, CAUSAL)
+
+
+@gluon.jit
+def _second(args, CAUSAL: gl.constexpr):
+    _warpgroup(*args, 1, CAUSAL)
+
+
+_RUNTIME = [
+    "table", "lens", "lse", "scale", "q_b", "q_t", "q_h", "page_rows", "table_b", "out_b", "out_t",
+    "out_h", "lse_b", "lse_h", "lse_t", "batch", "s_q", "group", "tiles", "parts", "capacity",
+    "part_rows",
+]  # fmt: skip
+
+
+@gluon.jit(do_not_specialize=_RUNTIME)
+def gluon_pair_kernel(
+    q, half, narrow, table, lens, out, lse, scratch, scale,
+    q_b, q_t, q_h, page_rows, table_b, out_b, out_t, out_h, lse_b, lse_h, lse_t,
+    batch, s_q, group, tiles, parts, capacity, part_rows,
+    BATCH: gl.constexpr, CAUSAL: gl.constexpr, SLACK: gl.constexpr,
+):  # fmt: skip
+    """As hopper_gluon.gluon_dense_kernel, but for half: a descriptor of blocks of 64 x 256."""
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    dtype: gl.constexpr = q.dtype.element_ty
+    gdc_wait()
+    gdc_launch_dependents()
+    pid = gl.program_id(0)
+    tile = pid % tiles
+    part = pid // tiles
+    lo, hi, first, end, before = _plan(lens, part, batch, parts, capacity, BATCH, SLACK, 4)
+    q_left = gl.allocate_shared_memory(dtype, [64, 256], SHARED)
+    q_right = gl.allocate_shared_memory(dtype, [64, 256], SHARED)
+    left = gl.allocate_shared_memory(dtype, [2, 64, 256], SHARED)
+    right = gl.allocate_shared_memory(dtype, [2, 64, 256], SHARED)
+    ropes = gl.allocate_shared_memory(dtype, [2, 64, 64], SHARED)
+    ps = gl.allocate_shared_memory(dtype, [2, 64, 64], SHARED)
+    maxima = gl.allocate_shared_memory(gl.float32, [2, 64], FLAT)
+    sums = gl.allocate_shared_memory(gl.float32, [2, 64], FLAT)
+    full = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [5, 1], mbarrier.MBarrierLayout())
+    for j in gl.static_range(4):
+        mbarrier.init(full.index(j), count=1)
+    for j in gl.static_range(5):
+        mbarrier.init(turn.index(j), count=1 if j < 3 else 2)
+    fence_async_shared()
+    _barrier()
+    args = (
+        q, half, narrow, table, lens, out, lse, scratch, scale,
+        q_b, q_t, q_h, page_rows, table_b, out_b, out_t, out_h, lse_b, lse_h, lse_t,
+        s_q, group, tiles, capacity, part_rows, part, tile, lo, hi, first, end, before,
+        q_left, q_right, left, right, ropes, ps, maxima, sums, full, turn,
+    )  # fmt: skip
+    gl.warp_specialize([(_first, (args, CAUSAL)), (_second, (args, CAUSAL))], [4], [256])
