@@ -29,6 +29,8 @@ class Config:
         gluon: tiles that the Hopper Gluon form scores at once, 1 or 2 (by a warpgroup each), where
             the installed Triton has what it needs; 0: the plain form.
         pdl: start each kernel while the one before it still runs (needs sm_90).
+        prefetch: read FP8 tokens when their block comes, out of L2, rather than a block ahead into
+            registers (needs sm_90).
         hardware_fp8: the target converts e4m3 itself; else it is done with integer operations.
     """
 
@@ -43,6 +45,7 @@ class Config:
     per_sm: int = 1
     gluon: int = 0
     pdl: bool = False
+    prefetch: bool = False
     hardware_fp8: bool = False
 
 
@@ -101,7 +104,7 @@ _SM90 = Target(
     fp8=(
         (16, Config(16, 64, 8, 1)),
         (32, Config(32, 32, 8, 1)),
-        (64, Config(64, 32, 8, 1, break_chain=True, spread=True)),
+        (64, Config(64, 64, 8, 1, break_chain=True, spread=True, prefetch=True)),
     ),
     verified="H100",
 )

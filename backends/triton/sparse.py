@@ -9,7 +9,7 @@ import triton.language as tl
 
 from flashmla_hub.backends.triton import softmax
 from flashmla_hub.backends.triton.combine import merge_splits
-from flashmla_hub.backends.triton.kv import dequantize, fetch, load_slots
+from flashmla_hub.backends.triton.kv import dequantize, fetch, load_slots, prefetch
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -50,37 +50,53 @@ def _sweep(
     scale, cols, cols_r,
     PAGE: tl.constexpr, PAGED: tl.constexpr, FORMAT: tl.constexpr, N: tl.constexpr,
     DV: tl.constexpr, DR: tl.constexpr, HARDWARE: tl.constexpr, BREAK: tl.constexpr,
-    SPREAD: tl.constexpr,
+    SPREAD: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """Attend to blocks [first, end) of one list.
 
     Unquantised tiles go through Triton's pipeline (which takes its depth from the compiler
     option: with a depth on the loop itself it would pipeline the loads of the slots as well, and
     then no tile). FP8 tiles it leaves alone: they are fetched a block ahead into registers, and
-    their slots two blocks ahead.
+    their slots two blocks ahead; with PREFETCH, where registers are short, a block ahead to L2.
     """
     V_ROPE: tl.constexpr = FORMAT == "model1"
+    tokens = tl.arange(0, N)
     count = tl.minimum(count, end * N)
-    slot = load_slots(indices, first, count, slots, N, PAGE, PAGED)
+    slot = load_slots(indices, first * N + tokens, count, slots, PAGE, PAGED)
     if FORMAT == "dense":
         for i in tl.range(first, end):
             here = slot
-            slot = load_slots(indices, i + 1, count, slots, N, PAGE, PAGED)
+            slot = load_slots(indices, (i + 1) * N + tokens, count, slots, PAGE, PAGED)
             kc, _, kr = fetch(
                 cache, here, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
             )
             m, total, acc, acc_r = _attend(
                 qc, qr, m, total, acc, acc_r, here, kc, kr, scale, V_ROPE, DR, BREAK, SPREAD
             )
+    elif PREFETCH:
+        for i in tl.range(first, end, num_stages=1):
+            here = slot
+            values, scales, kr = fetch(
+                cache, here, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
+            )
+            slot = load_slots(indices, (i + 1) * N + tokens, count, slots, PAGE, PAGED)
+            prefetch(
+                indices, i + 1, count, slots, cache, page_stride, row_stride,
+                FORMAT, N, PAGE, PAGED,
+            )  # fmt: skip
+            kc = dequantize(values, scales, FORMAT, N, DV, HARDWARE, qc.dtype)
+            m, total, acc, acc_r = _attend(
+                qc, qr, m, total, acc, acc_r, here, kc, kr, scale, V_ROPE, DR, BREAK, SPREAD
+            )
     else:
-        after = load_slots(indices, first + 1, count, slots, N, PAGE, PAGED)
+        after = load_slots(indices, (first + 1) * N + tokens, count, slots, PAGE, PAGED)
         values, scales, rope = fetch(
             cache, slot, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
         )
         for i in tl.range(first, end, num_stages=1):
             here = slot
             slot = after
-            after = load_slots(indices, i + 2, count, slots, N, PAGE, PAGED)
+            after = load_slots(indices, (i + 2) * N + tokens, count, slots, PAGE, PAGED)
             kc = dequantize(values, scales, FORMAT, N, DV, HARDWARE, qc.dtype)
             kr = rope
             values, scales, rope = fetch(
@@ -137,7 +153,7 @@ def sparse_kernel(
     FORMAT: tl.constexpr, NOPE: tl.constexpr, DV: tl.constexpr, DR: tl.constexpr,
     H: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr, EXTRA_PAGE: tl.constexpr,
     COUNTS: tl.constexpr, EXTRA_COUNTS: tl.constexpr, HAS_SINK: tl.constexpr,
-    HAS_MAX: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr,
+    HAS_MAX: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr, PREFETCH: tl.constexpr,
     HARDWARE: tl.constexpr, PAGED: tl.constexpr, CAUSAL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (query * tiles + row tile, split): a range of the blocks of both lists.
@@ -201,7 +217,7 @@ def sparse_kernel(
     m, total, acc, acc_r = _sweep(
         qc, qr, m, total, acc, acc_r, row, lo, tl.minimum(hi, blocks), count, slots, cache,
         page_stride, row_stride, scale, cols, cols_r,
-        PAGE, PAGED, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
+        PAGE, PAGED, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD, PREFETCH,
     )  # fmt: skip
     if EXTRA_PAGE > 0:
         row = extra_indices + tl.cast(b, tl.int64) * extra_index_b
@@ -211,7 +227,7 @@ def sparse_kernel(
         m, total, acc, acc_r = _sweep(
             qc, qr, m, total, acc, acc_r, row, tl.maximum(lo - blocks, 0), hi - blocks,
             extra_count, extra_slots, extra_kv, page_stride, row_stride, scale, cols, cols_r,
-            EXTRA_PAGE, False, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
+            EXTRA_PAGE, False, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD, PREFETCH,
         )  # fmt: skip
 
     inv, log_sum, alive = softmax.finish(m, total, SPREAD)

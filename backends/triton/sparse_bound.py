@@ -63,6 +63,7 @@ class SparseKernel(BoundKernel):
             "EXTRA_COUNTS": key.extra_topk_length,
             "BREAK": config.break_chain,
             "SPREAD": config.spread,
+            "PREFETCH": config.prefetch,
             "HARDWARE": config.hardware_fp8,
             "PAGED": self.paged,
             "CAUSAL": key.causal,

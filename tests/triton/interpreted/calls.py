@@ -26,7 +26,8 @@ def device(arch: str = "sm_90", parts: int = 4) -> DeviceInfo:
 
 def kernel(key: KernelKey, on: DeviceInfo, config: Config | None = None):
     config = config or config_for(key, on)
-    return kernel_for(key, on, dataclasses.replace(config, pdl=False, gluon=False))
+    plain = dataclasses.replace(config, pdl=False, gluon=0, prefetch=False)
+    return kernel_for(key, on, plain)
 
 
 def paged(lens: list[int], page: int, h_kv: int, d: int, dtype: torch.dtype, seed: int):
