@@ -48,8 +48,8 @@ def form(dims: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) 
 class Slice:
     """One launch: requests ``start`` to ``start + batch``.
 
-    ``tail`` is DenseDecodeParams behind its pointers. ``combine_ctas`` is 0 where nothing can
-    have been split; then there is no scratch either. Offsets and sizes in bytes.
+    ``tail`` is DenseDecodeParams behind its pointers. ``combine_ctas`` and ``scratch`` are 0 where
+    nothing can have been split, and so is ``part_info``. Offsets and sizes in bytes.
     """
 
     start: int
@@ -97,7 +97,8 @@ def prepare(
     chunks = max_chunks(cut.chunk_blocks, capacity)
     head_tiles = call.k_stride[2] // TILE if key.h_kv > 1 else 0
     limit = _requests_per_launch(key, cut, chunks)
-    splits = chunks > 1 if key.batch_invariant else cut.parts > 1
+    # A request of one block is never split.
+    splits = chunks > 1 if key.batch_invariant else cut.parts > 1 and capacity > TILE
     slices = []
     for start in range(0, batch, limit):
         count = min(limit, batch - start)
@@ -119,9 +120,9 @@ def prepare(
                 tail=tail,
                 q_form=_q_form(key, cut, q_stride, count),
                 combine_ctas=min(4 * multiprocessors, 8 * count * cut.partial_rows) * splits,
-                scratch=scratch.size,
+                scratch=scratch.size * splits,
                 partial_ml=scratch.partial_ml,
-                part_info=scratch.part_info,
+                part_info=scratch.part_info * splits,
             )
         )
     return Prepared(

@@ -17,7 +17,8 @@ struct DenseDecodeParams {
   float* lse;                // (batch, h_q, s_q) through the strides below, natural logarithm
   float* partial_out;        // (slots, lanes * tile_rows, d_v): unnormalised O of a fragment
   float* partial_ml;         // (slots, lanes * tile_rows, 2): row maximum (log2 units), row sum
-  int* part_info;            // (parts, 2): request split at the part's end (-1: none), fragments
+  int* part_info;            // (parts, 2): request split at the part's end (-1: none), fragments;
+                             // null where no combine follows
 
   long long block_table_stride;                                   // elements
   long long k_stride_page, k_stride_token, k_stride_head;         // elements; FMH_PAGES 1 only

@@ -262,7 +262,7 @@ FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int l
 #if !FMH_BATCH_INVARIANT
   // The part that starts a split request announces it; later parts of the request do not. Done by
   // a warp that has no other work.
-  if (lane_of_part == 0 && threadIdx.x == kThreads - 32) {
+  if (p.part_info != nullptr && lane_of_part == 0 && threadIdx.x == kThreads - 32) {
     const bool starts_split =
         result->last_block > 0 &&
         (result->last_request > result->first_request || result->first_block == 0);
