@@ -73,6 +73,21 @@ class BoundKernel:
     def run(self, *args: Any) -> Any:
         raise NotImplementedError
 
+    def repeat(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        block_table: Tensor,
+        cache_seqlens: Tensor,
+        softmax_scale: float,
+    ) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """For the layers of a decode step (dense_decode, ``plans`` False): ``run`` of (q, k_cache,
+        block_table, cache_seqlens) without outputs given, for tensors that equal these in shape,
+        strides, dtype, device and alignment to 16 bytes. What follows from those is worked out
+        here, once. None: ``run`` is called each time.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class BuildItem:

@@ -42,20 +42,25 @@ class Prepared:
 class Fast:
     """A SchedMeta's snapshot of the call it was bound by. Immutable."""
 
-    __slots__ = ("block_table", "cache_seqlens", "facts", "kernel", "low_bits", "scale")
+    __slots__ = ("block_table", "cache_seqlens", "facts", "kernel", "low_bits", "repeat", "scale")
 
     def __init__(
         self,
         facts: tuple[Any, ...],
         low_bits: int,
+        q: Tensor,
+        k_cache: Tensor,
         block_table: Tensor,
         cache_seqlens: Tensor,
         prepared: Prepared,
     ) -> None:
         self.facts, self.low_bits = facts, low_bits
         self.block_table, self.cache_seqlens = block_table, cache_seqlens
-        self.kernel = prepared.kernel
-        self.scale = prepared.checked.scale
+        self.kernel = kernel = prepared.kernel
+        self.scale = scale = prepared.checked.scale
+        self.repeat = (
+            None if kernel.plans else kernel.repeat(q, k_cache, block_table, cache_seqlens, scale)
+        )
 
 
 def tensor_facts(x: Any) -> Any:

@@ -116,6 +116,8 @@ def flash_mla_with_kvcache(
             and not ((q.requires_grad or k_cache.requires_grad) and torch.is_grad_enabled())
         )
     ):  # fmt: skip
+        if (repeat := fast.repeat) is not None:
+            return repeat(q, k_cache, block_table, cache_seqlens)  # type: ignore[no-any-return]
         kernel = fast.kernel
         plan = calls.plan_for(kernel, meta, block_table, cache_seqlens) if kernel.plans else None
         return kernel.run(  # type: ignore[no-any-return]
@@ -236,7 +238,7 @@ def _snapshot(
         backend, config.changed(), registry.loaded(),
     )  # fmt: skip
     low_bits = (q.data_ptr() | k_cache.data_ptr()) & 15
-    return Fast(facts, low_bits, block_table, cache_seqlens, prepared)
+    return Fast(facts, low_bits, q, k_cache, block_table, cache_seqlens, prepared)
 
 
 def _later_generations(use_legacy: Any, descale_q: Any, descale_k: Any, indexer_topk: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .build import Origin
@@ -25,11 +26,12 @@ class Kernels:
     origins: tuple[Origin, Origin]
 
 
-class Arguments(threading.local):
-    """One thread's buffers: the driver reads them while the GIL is released."""
+class Buffers:
+    """What the driver reads during a launch."""
 
     def __init__(self, driver: Driver, kernels: Kernels) -> None:
         self.params = ctypes.create_string_buffer(PARAMS_BYTES)
+        self.pack = partial(POINTERS.pack_into, self.params, 0)
         self.tail = memoryview(self.params).cast("B")[POINTERS.size :]
         address = ctypes.addressof(self.params)
         self.decode_pointers = (ctypes.c_void_p * 4)(None, None, None, address)
@@ -38,6 +40,13 @@ class Arguments(threading.local):
         self.combine_list = ctypes.addressof(self.combine_pointers)
         self.decode_config = driver.launch_config(DECODE_THREADS, kernels.decode_shared, True)
         self.combine_config = driver.launch_config(COMBINE_THREADS, 0, True)
+
+
+class Arguments(threading.local):
+    """``buffers``, one set for each thread: the driver reads them while the GIL is released."""
+
+    def __init__(self, driver: Driver, kernels: Kernels) -> None:
+        self.buffers = Buffers(driver, kernels)
 
 
 class Launcher:

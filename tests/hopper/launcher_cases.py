@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from flashmla_hub.device import DeviceInfo
 
 
 def test_the_base_request(driver: ctypes.CDLL, backend: HopperBackend) -> None:
-    call = Call(driver, bind(backend), batch=5)
+    wide = torch.zeros(5, 30, dtype=torch.int32)
+    call = Call(driver, bind(backend), batch=5, table=wide)
     decode, combine = call.run()
     assert (call.name(decode), call.name(combine)) == ("fmh_dense_decode", "fmh_dense_combine")
     assert list(decode.grid) == [132, 1, 1]  # 66 parts of 2 tiles
@@ -39,13 +41,13 @@ def test_the_base_request(driver: ctypes.CDLL, backend: HopperBackend) -> None:
     assert (p.out, p.lse) == (out.data_ptr(), lse.data_ptr())
     assert p.partial_ml - p.partial_out == 2 * 66 * 128 * 512 * 4
     assert p.part_info - p.partial_ml == 2 * 66 * 128 * 8
-    assert p.block_table_stride == 7
+    assert p.block_table_stride == 30
     assert (p.k_stride_page, p.k_stride_token) == (64 * 576, 576)
     assert (p.out_stride_batch, p.out_stride_token, p.out_stride_head) == (65536, 65536, 512)
     assert (p.lse_stride_batch, p.lse_stride_head, p.lse_stride_token) == (128, 1, 1)
     assert (p.batch, p.s_q, p.group, p.rows) == (5, 1, 128, 128)
     assert (p.tile_rows, p.tiles, p.lanes, p.parts) == (64, 2, 2, 66)
-    assert (p.page_block_size, p.capacity, p.causal) == (64, 7 * 64, 0)
+    assert (p.page_block_size, p.capacity, p.causal) == (64, 30 * 64, 0)
     assert (p.q_heads, p.q_boxes, p.q_box_bytes, p.kv_head_tiles) == (128, 1, 73728, 0)
     assert (p.request_cost, p.min_part_blocks, p.prefetch) == (4, 2, 1)
     assert p.scale_log2 == pytest.approx(0.25 * math.log2(math.e))
@@ -166,8 +168,39 @@ def test_one_part_needs_no_combine(driver: ctypes.CDLL, backend: HopperBackend) 
     assert len(launches) == 2
     call = Call(driver, bind(backend, h_q=64 * 70), 1)
     launches = call.run()
-    assert [params(launch).parts for launch in launches] == [1]
-    assert list(launches[0].grid) == [70, 1, 1]
+    (decode,) = launches
+    assert params(decode).parts == 1
+    assert list(decode.grid) == [70, 1, 1]
+    assert params(decode).part_info == 0, "nobody reads it, and there is no scratch to hold it"
+
+
+def test_requests_of_one_block_need_no_combine(driver: ctypes.CDLL, backend: HopperBackend) -> None:
+    call = Call(driver, bind(backend, h_q=16), 4, table=torch.zeros(4, 1, dtype=torch.int32))
+    (decode,) = call.run()
+    assert (params(decode).parts, params(decode).part_info) == (132, 0)
+
+
+def test_a_step_s_later_layers_launch_the_same(driver: ctypes.CDLL, backend: HopperBackend) -> None:
+    call = Call(driver, bind(backend), 3)
+    first = call.run()
+    again = call.kernel.repeat(call.q, call.k_cache, call.table, call.lens, call.scale)
+    assert again is not None
+    call.kernel = SimpleNamespace(run=lambda *args: again(*args[:4]))  # type: ignore[assignment]
+    second = call.run()
+    assert [t.shape for t in call.result] == [(3, 1, 128, 512), (3, 128, 1)]
+    moving = ("out", "lse", "partial_out", "partial_ml", "part_info")
+    for before, after in zip(first, second, strict=True):
+        assert list(before.grid) == list(after.grid)
+    a, b = params(first[0]), params(second[0])
+    for name, _ in a._fields_:
+        assert name in moving or getattr(a, name) == getattr(b, name), name
+
+
+def test_what_must_be_rewritten_is_not_repeated(
+    driver: ctypes.CDLL, backend: HopperBackend
+) -> None:
+    call = Call(driver, bind(backend), 3, scale=-1.0)
+    assert call.kernel.repeat(call.q, call.k_cache, call.table, call.lens, -1.0) is None
 
 
 def test_no_pages_and_no_table(driver: ctypes.CDLL, backend: HopperBackend) -> None:

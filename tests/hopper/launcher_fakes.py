@@ -46,6 +46,15 @@ class FakeRuntime:
     def __init__(self) -> None:
         self.current, self.handle, self.guarded = 0, 0x77, []
         self.is_capturing = False
+        self.memory: dict[int, torch.Tensor] = {}
+
+    def allocate(self, size: int, stream: int) -> int:
+        made = torch.empty(size, dtype=torch.uint8)
+        self.memory[made.data_ptr()] = made
+        return made.data_ptr()
+
+    def free(self, address: int) -> None:
+        del self.memory[address]
 
     def current_device(self) -> int:
         return self.current
@@ -163,7 +172,7 @@ def tensor_map(launch: Launch, index: int) -> dict[str, Any]:
 def room_behind_the_combine_list(monkeypatch: pytest.MonkeyPatch) -> None:
     from flashmla_hub.backends.hopper import launch
 
-    original = launch.Arguments.__init__
+    original = launch.Buffers.__init__
 
     def roomy(self: Any, *args: Any) -> None:
         original(self, *args)
@@ -171,4 +180,4 @@ def room_behind_the_combine_list(monkeypatch: pytest.MonkeyPatch) -> None:
         self.combine_pointers = (ctypes.c_void_p * 4)(address, address, address, address)
         self.combine_list = ctypes.addressof(self.combine_pointers)
 
-    monkeypatch.setattr(launch.Arguments, "__init__", roomy)
+    monkeypatch.setattr(launch.Buffers, "__init__", roomy)
