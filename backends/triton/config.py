@@ -144,6 +144,7 @@ TARGETS: dict[tuple[str, str], Target] = {
     ("amd", "gfx950"): _GFX950,
 }
 
+SLACK_PERCENT = 4  # how uneven whole requests may be before they are split
 PAIR_ROWS = 256  # from here two warpgroups that take turns pay for their exchange
 
 HARDWARE_FP8 = frozenset({"sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"})
@@ -200,12 +201,6 @@ def gluon_takes(key: KernelKey) -> bool:
     )
 
 
-def slack_percent(key: KernelKey) -> int:
-    """How uneven whole requests may be before they are split. A compute-bound kernel gains more
-    from an even cut than it pays for the combine."""
-    return 0 if rows_of(key) >= PAIR_ROWS else 4
-
-
 def chunking(key: KernelKey, config: Config) -> tuple[int, int]:
     """(blocks per chunk at least, chunks per request at most) of the batch-invariant form:
     a function of the key alone, as the bits of the result depend on it."""
@@ -220,4 +215,4 @@ def combine_for(rows: int, d_v: int) -> Combine:
         return Combine(1, min(256, d_v), 16)
     if rows <= 1024:
         return Combine(1, d_v, 4)
-    return Combine(4, d_v, 2)
+    return Combine(8, d_v, 1)

@@ -115,9 +115,11 @@ def dense_kernel(
     INVARIANT in slot request * slot_stride + chunk.
     """
     if PDL:
-        # The combine may start at once: its programs take what room is left, plan and wait.
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        if BATCH > 32:
+            # The combine takes what room is left, plans and waits. In a small batch it has much
+            # to do, and would crowd on the multiprocessors that finish first.
+            tl.extra.cuda.gdc_launch_dependents()
     pid = tl.program_id(0)
     tile = pid % tiles
     part = pid // tiles

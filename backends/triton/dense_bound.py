@@ -12,12 +12,12 @@ from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends.triton import gluon_bound
 from flashmla_hub.backends.triton.combine import combine_kernel
 from flashmla_hub.backends.triton.config import (
+    SLACK_PERCENT,
     Combine,
     Config,
     chunking,
     combine_for,
     rows_of,
-    slack_percent,
 )
 from flashmla_hub.backends.triton.dense import dense_kernel
 from flashmla_hub.backends.triton.host import (
@@ -57,7 +57,7 @@ class DenseKernel(BoundKernel):
             "DV": key.d_v,
             "H": config.block_h,
             "N": config.block_n,
-            "SLACK": slack_percent(key),
+            "SLACK": SLACK_PERCENT,
             "INVARIANT": key.batch_invariant,
             "CHUNK": self.chunk,
             "SPLITS": self.splits,
@@ -81,7 +81,7 @@ class DenseKernel(BoundKernel):
         }
         fn = gluon_bound.gluon_kernel(config.gluon) if config.gluon else None
         self._gluon = {
-            n: gluon_bound.launcher(fn, config.gluon, key.causal, slack_percent(key), n)
+            n: gluon_bound.launcher(fn, config.gluon, key.causal, SLACK_PERCENT, n)
             for n in (BATCH_CLASSES if fn is not None else ())
         }
         self._combine = {

@@ -20,3 +20,8 @@ def test_variant(dtype: torch.dtype, d_qk: int, page: int, invariant: bool) -> N
 
 def test_many_requests() -> None:
     run_and_check(Case((100,) * 400, h_q=16))
+
+
+@pytest.mark.parametrize("case", [Case((64, 0, 3), h_q=16), Case((3000, 70), h_q=70 * 64)])
+def test_nothing_can_be_split(case: Case) -> None:
+    run_and_check(case)
