@@ -216,7 +216,7 @@ class DenseDecode(BoundKernel):
         buffers = self._arguments.buffers
         buffers.pack(
             k_address, table, lens, out, lse,
-            scratch, scratch + part.partial_ml, part.part_info and scratch + part.part_info,
+            scratch, scratch + part.partial_stats, part.part_info and scratch + part.part_info,
         )  # fmt: skip
         buffers.tail[:] = part.tail
         pointers = buffers.decode_pointers

@@ -12,6 +12,7 @@ TILE = 64  # rows of a tile and tokens of a block
 MAX_BATCH = 4096  # requests that the schedule of one launch takes
 MAX_PARTS = 144  # shares of the batch that the combine kernel keeps track of
 MAX_CAPACITY = 2**31 - 64
+PARTIAL_ROW_BYTES = 2 * D_V + 16  # a row of partial_out (fp16) and of partial_stats (4 floats)
 
 # struct DenseDecodeParams: 8 pointers; then 10 strides, 20 ints, scale_log2 and its padding
 POINTERS = struct.Struct("=8Q")
@@ -81,7 +82,7 @@ def geometry(key: KernelKey, flat: bool, multiprocessors: int) -> Geometry:
         q_box=box,
         q_boxes=columns // box[3],
         request_cost=4,
-        min_part_blocks=2,
+        min_part_blocks=1,
         chunk_blocks=16 if rows <= TILE // 2 else 32,
     )
 
@@ -96,16 +97,16 @@ def max_chunks(chunk_blocks: int, capacity: int) -> int:
 class Workspace:
     """Byte sizes and offsets of the scratch of one launch, in one allocation."""
 
-    partial_ml: int
+    partial_stats: int
     part_info: int
     size: int
 
 
 def workspace(slots: int, partial_rows: int, parts: int) -> Workspace:
-    """partial_out at 0, then partial_ml, then part_info, 16-byte aligned."""
-    partial_ml = slots * partial_rows * D_V * 4
-    part_info = _align(partial_ml + slots * partial_rows * 8)
-    return Workspace(partial_ml, part_info, _align(part_info + parts * 8))
+    """partial_out at 0, then partial_stats, then part_info, 16-byte aligned."""
+    rows = slots * partial_rows
+    part_info = rows * PARTIAL_ROW_BYTES
+    return Workspace(rows * D_V * 2, part_info, _align(part_info + parts * 8))
 
 
 def _align(offset: int) -> int:

@@ -13,6 +13,7 @@ from .geometry import (
     D_V,
     MAX_BATCH,
     MAX_CAPACITY,
+    PARTIAL_ROW_BYTES,
     TAIL,
     TILE,
     Geometry,
@@ -58,7 +59,7 @@ class Slice:
     q_form: Form
     combine_ctas: int
     scratch: int
-    partial_ml: int
+    partial_stats: int
     part_info: int
 
 
@@ -121,7 +122,7 @@ def prepare(
                 q_form=_q_form(key, cut, q_stride, count),
                 combine_ctas=min(4 * multiprocessors, 8 * count * cut.partial_rows) * splits,
                 scratch=scratch.size * splits,
-                partial_ml=scratch.partial_ml,
+                partial_stats=scratch.partial_stats,
                 part_info=scratch.part_info * splits,
             )
         )
@@ -140,7 +141,7 @@ def prepare(
 def _requests_per_launch(key: KernelKey, cut: Geometry, chunks: int) -> int:
     if not key.batch_invariant or chunks == 1:
         return MAX_BATCH
-    per_request = chunks * cut.partial_rows * (D_V * 4 + 8)
+    per_request = chunks * cut.partial_rows * PARTIAL_ROW_BYTES
     return min(MAX_BATCH, max(1, INVARIANT_WORKSPACE_BYTES // per_request))
 
 

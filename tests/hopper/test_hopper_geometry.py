@@ -66,9 +66,9 @@ def test_the_parts_of_the_workspace_are_aligned_and_do_not_overlap(
     slots: int, partial_rows: int, parts: int
 ) -> None:
     made = workspace(slots, partial_rows, parts)
-    assert made.partial_ml % 16 == made.part_info % 16 == 0
-    assert made.partial_ml >= slots * partial_rows * D_V * 4
-    assert made.part_info >= made.partial_ml + slots * partial_rows * 8
+    assert made.partial_stats % 16 == made.part_info % 16 == 0
+    assert made.partial_stats >= slots * partial_rows * D_V * 2
+    assert made.part_info >= made.partial_stats + slots * partial_rows * 16
     assert made.size >= made.part_info + parts * 8
 
 

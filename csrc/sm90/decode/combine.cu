@@ -1,4 +1,5 @@
-// Merges the fragments of split requests: out = sum_j 2^(m_j - m) O_j / sum_j 2^(m_j - m) l_j.
+// Merges the fragments of split requests: out = sum_j 2^(m_j - m) O_j / sum_j 2^(m_j - m) l_j,
+// where O_j is its stored fp16 times the scale of the row's half.
 //
 // Launched behind the main kernel under programmatic dependent launch. Fragments are always added
 // in the order of their index, whoever computed them and whenever: the result is bitwise the same
@@ -34,15 +35,6 @@ struct CombineRow {
   FMH_DEVICE bool exists() const { return row < tile.live; }
 };
 
-FMH_DEVICE float4 load4(const float* p) { return __ldcg((const float4*)p); }
-
-FMH_DEVICE void add_scaled(float4& a, float f, const float4& x) {
-  a.x += f * x.x;
-  a.y += f * x.y;
-  a.z += f * x.z;
-  a.w += f * x.w;
-}
-
 FMH_DEVICE float warp_max(float v) {
 #pragma unroll
   for (int o = 16; o; o >>= 1) v = fmaxf(v, shuffle_xor(v, o));
@@ -55,9 +47,10 @@ FMH_DEVICE float warp_sum(float v) {
   return v;
 }
 
-FMH_DEVICE float2 load_max_sum(const DenseDecodeParams& p, const Fragments& f, int j, int row) {
-  if (j >= f.count) return make_float2(kNoMax, 0.f);
-  return __ldcg((const float2*)p.partial_ml + (f.row(j) + row));
+// Maximum, sum, scales of the halves.
+FMH_DEVICE float4 load_stats(const DenseDecodeParams& p, const Fragments& f, int j, int row) {
+  if (j >= f.count) return make_float4(kNoMax, 0.f, 0.f, 0.f);
+  return __ldcg((const float4*)p.partial_stats + (f.row(j) + row));
 }
 
 FMH_DEVICE void store_lse(const DenseDecodeParams& p, const RowPlace& place, int request,
@@ -65,8 +58,8 @@ FMH_DEVICE void store_lse(const DenseDecodeParams& p, const RowPlace& place, int
   *place.lse(p, request) = sum > 0 ? kLn2 * (maximum + log2_approx(sum)) : infinity();
 }
 
-// A warp merges one of kSlices column slices of a row. Eight 16-byte loads are in flight in each
-// lane: 4 / kSlices columns vectors of 2 * kSlices fragments.
+// A warp merges one of kSlices column slices of a row. Eight loads of four columns are in flight in
+// each lane: 4 / kSlices vectors of 2 * kSlices fragments.
 template <int kSlices>
 FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, int slice_of_rows) {
   constexpr int kVectors = 4 / kSlices, kFlight = 2 * kSlices;
@@ -74,31 +67,36 @@ FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, in
   const int slot_row = slice_of_rows / kSlices, slice = slice_of_rows % kSlices;
   if (slot_row >= p.lanes * p.tile_rows) return;
   const int column = slice * (kDimV / kSlices) + lane * 4;
-  const float* source = p.partial_out + (slot_row * (u32)kDimV + column);
-  const float4 zero = make_float4(0, 0, 0, 0);
-  const float2 ml = load_max_sum(p, f, lane, slot_row);
-  float4 x[kFlight][kVectors], total[kVectors];
+  const u16* source = (const u16*)p.partial_out + (slot_row * (u32)kDimV + column);
+  const uint2 zero = make_uint2(0, 0);
+  const float4 stats = load_stats(p, f, lane, slot_row);
+  uint2 x[kFlight][kVectors];
+  float4 total[kVectors];
   const auto load = [&](int j0) {
 #pragma unroll
     for (int j = 0; j < kFlight; j++) {
-      const float* row = source + f.row(j0 + j) * (u32)kDimV;
+      const u16* row = source + f.row(j0 + j) * (u32)kDimV;
 #pragma unroll
       for (int v = 0; v < kVectors; v++) x[j][v] = j0 + j < f.count ? load4(row + v * 128) : zero;
     }
   };
   load(0);
-  const float maximum = warp_max(ml.x);
-  const float factor = lane < f.count ? exp2_approx(ml.x - maximum) : 0.f;
-  const float sum = warp_sum(factor * ml.y);
+  const float maximum = warp_max(stats.x);
+  const float factor = lane < f.count ? exp2_approx(stats.x - maximum) : 0.f;
+  const float sum = warp_sum(factor * stats.y);
+  const float left = factor * stats.z, right = factor * stats.w;
+  const float own = column < kDimV / 2 ? left : right;  // a slice lies in one half
 #pragma unroll
-  for (int v = 0; v < kVectors; v++) total[v] = zero;
+  for (int v = 0; v < kVectors; v++) total[v] = make_float4(0, 0, 0, 0);
 #pragma unroll 1
   for (int j0 = 0;;) {
 #pragma unroll
     for (int j = 0; j < kFlight; j++) {
-      const float w = __shfl_sync(kAllLanes, factor, j0 + j);
 #pragma unroll
-      for (int v = 0; v < kVectors; v++) add_scaled(total[v], w, x[j][v]);
+      for (int v = 0; v < kVectors; v++) {
+        const float w = kSlices > 1 ? own : v < kVectors / 2 ? left : right;
+        add_scaled(total[v], __shfl_sync(kAllLanes, w, j0 + j), x[j][v]);
+      }
     }
     j0 += kFlight;
     if (j0 >= f.count) break;
@@ -108,11 +106,15 @@ FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, in
   if (!r.exists()) return;
   const float inverse = sum > 0 ? 1.f / sum : 0.f;
   const RowPlace place(p, r.tile, r.row);
-  u16* out = place.out(p, f.request) + column;
+  // Lanes two apart exchange a pair of columns: four neighbours each.
+  const bool high = lane & 2;
+  u16* out = place.out(p, f.request) + partial_column(high ? column - 6 : column);
 #pragma unroll
   for (int v = 0; v < kVectors; v++) {
-    *(uint2*)(out + v * 128) = make_uint2(pack(total[v].x * inverse, total[v].y * inverse),
-                                          pack(total[v].z * inverse, total[v].w * inverse));
+    const u32 a = pack(total[v].x * inverse, total[v].y * inverse);
+    const u32 b = pack(total[v].z * inverse, total[v].w * inverse);
+    const u32 other = shuffle_xor(high ? a : b, 2);
+    *(uint2*)(out + v * 128) = high ? make_uint2(other, b) : make_uint2(a, other);
   }
   if (slice == 0 && lane == 0) store_lse(p, place, f.request, maximum, sum);
 }
@@ -176,16 +178,16 @@ FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int
   const int slot_row = unit / kSlices, first_column = unit % kSlices * kColumns;
   const int group = thread / (kCombineThreads / kGroups);
   const int column = first_column + thread % (kCombineThreads / kGroups) * 4;
-  float2 ml[kLaneRounds];
+  float4 stats[kLaneRounds];
   float maximum = kNoMax;
 #pragma unroll
   for (int k = 0; k < kLaneRounds; k++) {
-    ml[k] = load_max_sum(p, f, lane + 32 * k, slot_row);
-    maximum = fmaxf(maximum, ml[k].x);
+    stats[k] = load_stats(p, f, lane + 32 * k, slot_row);
+    maximum = fmaxf(maximum, stats[k].x);
   }
-  const float4 zero = make_float4(0, 0, 0, 0);
-  float4 x[kManyRounds];
-  const float* source = p.partial_out + (slot_row * (u32)kDimV + column);
+  const uint2 zero = make_uint2(0, 0);
+  uint2 x[kManyRounds];
+  const u16* source = (const u16*)p.partial_out + (slot_row * (u32)kDimV + column);
 #pragma unroll
   for (int i = 0; i < kManyRounds; i++) {
     const int j = i * kGroups + group;
@@ -195,11 +197,12 @@ FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int
   float factor[kLaneRounds], sum = 0;
 #pragma unroll
   for (int k = 0; k < kLaneRounds; k++) {  // no fragment: maximum kNoMax, sum 0, never added
-    factor[k] = exp2_approx(ml[k].x - maximum);
-    sum += factor[k] * ml[k].y;
+    factor[k] = exp2_approx(stats[k].x - maximum);
+    sum += factor[k] * stats[k].y;
+    factor[k] *= first_column < kDimV / 2 ? stats[k].z : stats[k].w;
   }
   sum = warp_sum(sum);
-  float4 total = zero;
+  float4 total = make_float4(0, 0, 0, 0);
 #pragma unroll
   for (int i = 0; i < kManyRounds; i++) {
     const int j = i * kGroups + group;
@@ -219,7 +222,7 @@ FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int
       a += v.x;
       b += v.y;
     }
-    u16* out = place.out(p, f.request) + first_column + 2 * thread;
+    u16* out = place.out(p, f.request) + partial_column(first_column + 2 * thread);
     *(u32*)out = pack(a * inverse, b * inverse);
     if (thread == 0 && first_column == 0) store_lse(p, place, f.request, maximum, sum);
   }
@@ -247,7 +250,7 @@ FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
   int sum = inclusive_scan(units, lane);
   if (lane == 31) warp_total[warp] = sum;
   info[thread] = mine;
-  __syncthreads();
+  if (!__syncthreads_or(units > 0)) return;  // nothing was split: the usual case of large batches
   int total = 0;
 #pragma unroll
   for (int i = 0; i < kCombineThreads / 32; i++) {

@@ -59,4 +59,19 @@ FMH_DEVICE u32 pack(float low, float high) {
   return r;
 }
 
+// The same as fp16, whatever the element type.
+FMH_DEVICE u32 pack_half(float low, float high) {
+  u32 r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+
+FMH_DEVICE float2 unpack_half(u32 pair) {
+  float2 f;
+  asm("{.reg .f16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+      : "=f"(f.x), "=f"(f.y)
+      : "r"(pair));
+  return f;
+}
+
 }  // namespace fmh

@@ -131,11 +131,16 @@ extern "C" __global__ void fmh_test_gather(const fmh::u16* source, fmh::u16* out
   ((uint4*)out)[threadIdx.x] = rows[63 - threadIdx.x];  // another thread's row
 }
 
-// out[i] = 2^x[i], log2(x[i]), and pairs rounded to the element type.
+// out[i] = 2^x[i], log2(x[i]), pairs rounded to the element type, and those that were above 0 to
+// fp16 and back.
 extern "C" __global__ void fmh_test_functions(const float* x, float* exp2, float* log2,
-                                              fmh::u32* pairs) {
+                                              fmh::u32* pairs, float* halves) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   exp2[i] = fmh::exp2_approx(x[i]);
   log2[i] = fmh::log2_approx(fabsf(x[i]));
-  if ((i & 1) == 0) pairs[i / 2] = fmh::pack(x[i], x[i + 1]);
+  if ((i & 1) == 0) {
+    pairs[i / 2] = fmh::pack(x[i], x[i + 1]);
+    const float2 back = fmh::unpack_half(fmh::pack_half(x[i], x[i + 1]));
+    fmh::store_8_if(x[i] > 0, halves + i, __float_as_uint(back.x), __float_as_uint(back.y));
+  }
 }

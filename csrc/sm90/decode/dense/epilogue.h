@@ -1,8 +1,10 @@
 // From accumulators to global memory, straight from registers: the K ring is not touched, so the
 // next request's K streams in meanwhile.
 #pragma once
+#include "sm90/decode/dense/partial.h"
 #include "sm90/decode/dense/softmax.h"
 #include "sm90/decode/dense/walk.h"
+#include "sm90/ptx/copy.h"
 
 namespace fmh {
 
@@ -41,46 +43,20 @@ struct RowPlace {
   }
 };
 
-// One row of a half of O in the element type. A 4x4 transpose inside each quad turns 4-byte
-// pieces into 16 bytes a lane, 64 bytes a row and instruction (plain stores took 3x as long).
+// One row of a half of O in the element type. Pairs of lanes exchange to 8 bytes each, so that
+// every store fills 32-byte sectors (plain stores took 3x as long); going on to 16 bytes a lane
+// costs more selections than it saves stores.
 FMH_DEVICE void store_row(u16* out, const float (&o)[128], int h, float factor, int lane,
                           bool live) {
-  const bool odd = lane & 1, high = lane & 2;
-#pragma unroll
-  for (int k = 0; k < 8; k++) {
-    u32 x[4];
-#pragma unroll
-    for (int g = 0; g < 4; g++) {
-      const float* e = o + (4 * k + g) * 4;
-      x[g] = pack((h ? e[2] : e[0]) * factor, (h ? e[3] : e[1]) * factor);
-    }
-    u32 a = shuffle_xor(odd ? x[0] : x[1], 1), b = shuffle_xor(odd ? x[2] : x[3], 1);
-    if (odd) {
-      x[0] = a, x[2] = b;
-    } else {
-      x[1] = a, x[3] = b;
-    }
-    a = shuffle_xor(high ? x[0] : x[2], 2), b = shuffle_xor(high ? x[1] : x[3], 2);
-    if (high) {
-      x[0] = a, x[1] = b;
-    } else {
-      x[2] = a, x[3] = b;
-    }
-    if (live) *(uint4*)(out + k * 32 + (lane & 3) * 8) = make_uint4(x[0], x[1], x[2], x[3]);
-  }
-}
-
-// The same in float32, unnormalised: pairs of lanes exchange to 16 bytes each.
-FMH_DEVICE void store_partial_row(float* out, const float (&o)[128], int h, int lane, bool live) {
   const bool odd = lane & 1;
+  out += (odd ? 8 : 0) + ((lane & 2) ? 4 : 0);
 #pragma unroll
   for (int k = 0; k < 16; k++) {
     const float* e = o + 8 * k;
-    const float a0 = h ? e[2] : e[0], a1 = h ? e[3] : e[1];
-    const float b0 = h ? e[6] : e[4], b1 = h ? e[7] : e[5];
-    const float u = shuffle_xor(odd ? a0 : b0, 1), v = shuffle_xor(odd ? a1 : b1, 1);
-    const float4 f = odd ? make_float4(u, v, b0, b1) : make_float4(a0, a1, u, v);
-    if (live) *(float4*)(out + k * 16 + (odd ? 8 : 0) + ((lane & 2) ? 4 : 0)) = f;
+    const u32 a = pack((h ? e[2] : e[0]) * factor, (h ? e[3] : e[1]) * factor);
+    const u32 b = pack((h ? e[6] : e[4]) * factor, (h ? e[7] : e[5]) * factor);
+    const u32 other = shuffle_xor(odd ? a : b, 1);
+    store_8_if(live, out + k * 16, odd ? other : a, odd ? b : other);
   }
 }
 
@@ -101,8 +77,10 @@ FMH_DEVICE void store_fragment(const DenseDecodeParams& p, const Tile& tile,
                                const FragmentWalk<true>& walk, int part, const float (&o)[128],
                                const float (&maximum)[2], const float (&sum)[2], int row,
                                int lane) {
-  // A loop over the two rows, not two copies: half the code to fetch, and fewer values in flight.
+  if (row - (lane >> 2) >= tile.live) return;  // a warp without a live row
+  const bool speaks = (lane & 3) == 0;
   if (walk.is_whole()) {
+    // A loop over the two rows, not two copies: half the code to fetch, and fewer values in flight.
 #pragma unroll 1
     for (int h = 0; h < 2; h++) {
       const bool live = row + 8 * h < tile.live;
@@ -110,22 +88,23 @@ FMH_DEVICE void store_fragment(const DenseDecodeParams& p, const Tile& tile,
       const float l = h ? sum[1] : sum[0], m = h ? maximum[1] : maximum[0];
       const float inverse = l > 0 ? 1.f / l : 0.f;
       store_row(place.out(p, walk.request) + kGroup * 256, o, h, inverse, lane, live);
-      if (kGroup == 0 && live && (lane & 3) == 0) {
+      if (kGroup == 0 && live && speaks) {
         *place.lse(p, walk.request) = l > 0 ? kLn2 * (m + log2_approx(l)) : infinity();
       }
     }
   } else {
-    const long long first =
-        (long long)walk.slot(p, part) * (p.lanes * p.tile_rows) + tile.lane * p.tile_rows + row;
-#pragma unroll 1
+    const u32 first = (walk.slot(p, part) * p.lanes + tile.lane) * p.tile_rows + row;
+    u16* const partial = (u16*)p.partial_out + (first * (u32)kDimV + kGroup * 256);
+#pragma unroll
     for (int h = 0; h < 2; h++) {
       const bool live = row + 8 * h < tile.live;
-      const long long r = first + 8 * h;
-      if (kGroup == 0 && live && (lane & 3) == 0) {
-        ((float2*)p.partial_ml)[r] =
-            h ? make_float2(maximum[1], sum[1]) : make_float2(maximum[0], sum[0]);
+      const PartialScale scale(row_norm(o, h), sum[h]);
+      if (live && speaks) {
+        float* const stats = p.partial_stats + (first + 8 * h) * 4u;
+        if (kGroup == 0) *(float2*)stats = make_float2(maximum[h], sum[h]);
+        stats[2 + kGroup] = scale.load;
       }
-      store_partial_row(p.partial_out + r * kDimV + kGroup * 256, o, h, lane, live);
+      store_partial_row(partial + 8 * h * kDimV, o, h, scale.store, lane, live);
     }
   }
 }

@@ -15,8 +15,10 @@ struct DenseDecodeParams {
   const int* cache_seqlens;  // (batch,)
   void* out;                 // (batch, s_q, h_q, d_v) through the strides below
   float* lse;                // (batch, h_q, s_q) through the strides below, natural logarithm
-  float* partial_out;        // (slots, lanes * tile_rows, d_v): unnormalised O of a fragment
-  float* partial_ml;         // (slots, lanes * tile_rows, 2): row maximum (log2 units), row sum
+  void* partial_out;         // (slots, lanes * tile_rows, d_v): unnormalised O of a fragment, fp16,
+                             // each half of a row divided by a scale
+  float* partial_stats;      // (slots, lanes * tile_rows, 4): row maximum (log2 units), row sum,
+                             // scales of the left and the right half
   int* part_info;            // (parts, 2): request split at the part's end (-1: none), fragments;
                              // null where no combine follows
 
