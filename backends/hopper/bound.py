@@ -17,6 +17,7 @@ from .launch import Arguments, Kernels, Launcher
 from .prepare import Form, Prepared, Slice, Tensors, prepare
 from .runtime import TorchCuda
 from .tensormap import Encoder, HostCache, TensorMap
+from .tuned import Tuning
 from .variants import Variant
 
 _SCALE_MIN, _SCALE_MAX = 1e-30, 1e30
@@ -43,11 +44,13 @@ class DenseDecode(BoundKernel):
         runtime: TorchCuda,
         index: int,
         multiprocessors: int,
+        tuning: Tuning,
     ) -> None:
         self.key = key
         self.kernels = kernels
         self._gathered = variant.gathered
         self._multiprocessors = multiprocessors
+        self._tuning = tuning
         self._runtime = runtime
         self._index = index
         self._encoder = Encoder(driver, variant.fp16)
@@ -165,7 +168,9 @@ class DenseDecode(BoundKernel):
             out_stride=(s_q * h_q * d_v, h_q * d_v, d_v, 1) if out is None else out.stride(),
             lse_stride=(h_q * s_q, s_q, 1) if lse is None else lse.stride(),
         )
-        return prepare(self.key, self._gathered, self._multiprocessors, call, softmax_scale)
+        return prepare(
+            self.key, self._gathered, self._multiprocessors, self._tuning, call, softmax_scale
+        )
 
     def _launch_all(
         self,

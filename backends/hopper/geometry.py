@@ -37,8 +37,6 @@ class Geometry:
     q_heads: int
     q_box: tuple[int, int, int, int, int]
     q_boxes: int  # boxes that cover the columns of a tile: 1 or one for each 64 columns
-    request_cost: int
-    min_part_blocks: int
     chunk_blocks: int
 
     @property
@@ -81,8 +79,6 @@ def geometry(key: KernelKey, flat: bool, multiprocessors: int) -> Geometry:
         q_heads=rows if flat else group,
         q_box=box,
         q_boxes=columns // box[3],
-        request_cost=4,
-        min_part_blocks=1,
         chunk_blocks=16 if rows <= TILE // 2 else 32,
     )
 

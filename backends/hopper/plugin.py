@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 from flashmla_hub.request import PACKED, PAGE_STRIDED, TOKEN_STRIDED, ChoiceKey, KernelKey
+
+from . import tuned
 
 if TYPE_CHECKING:
     from .build import Builder, Origin
@@ -91,6 +94,21 @@ class HopperBackend(Backend):
         return tuple(dict.fromkeys(note for origin in origins for note in origin.notes))
 
     def bind(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
+        return self._bind(key, device, tuned.tuning(key, device))
+
+    def trials(self, key: KernelKey, device: DeviceInfo) -> dict[str, Callable[[], BoundKernel]]:
+        """For ``flashmla-hub tune``: settings worth timing, by label, each bound when called."""
+        found = tuned.trials(key, device)
+        return {name: partial(self._bind, key, device, setting) for name, setting in found.items()}
+
+    def trial_group(self, key: KernelKey, device: DeviceInfo) -> str:
+        return tuned.group(key, device)
+
+    def keep(self, key: KernelKey, device: DeviceInfo, label: str) -> None:
+        """For ``flashmla-hub tune``: bind ``key`` and its class with this setting from now on."""
+        tuned.FILE.keep(tuned.group(key, device), device, tuned.trials(key, device)[label])
+
+    def _bind(self, key: KernelKey, device: DeviceInfo, setting: tuned.Tuning) -> BoundKernel:
         """The kernel for ``key``, compiled and loaded.
 
         Raises:
@@ -126,7 +144,7 @@ class HopperBackend(Backend):
         with runtime.guard(device.index):
             kernels, driver = self._load(variant, device)
         sms = device.multiprocessors or runtime.multiprocessors(device.index)
-        return DenseDecode(key, variant, kernels, driver, runtime, device.index, sms)
+        return DenseDecode(key, variant, kernels, driver, runtime, device.index, sms, setting)
 
     def _load(self, variant: Variant, device: DeviceInfo) -> tuple[Kernels, Any]:
         from .build import BuildError

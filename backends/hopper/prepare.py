@@ -21,6 +21,7 @@ from .geometry import (
     max_chunks,
     workspace,
 )
+from .tuned import Tuning
 
 _LOG2_E = math.log2(math.e)
 # Scratch of a batch-invariant launch: a larger batch is launched in slices that reuse it.
@@ -88,7 +89,12 @@ class Tensors:
 
 
 def prepare(
-    key: KernelKey, gathered: bool, multiprocessors: int, call: Tensors, softmax_scale: float
+    key: KernelKey,
+    gathered: bool,
+    multiprocessors: int,
+    tuning: Tuning,
+    call: Tensors,
+    softmax_scale: float,
 ) -> Prepared:
     batch, s_q, h_q, _ = call.q_shape
     q_stride = _row_strides(call)
@@ -111,7 +117,8 @@ def prepare(
             count, s_q, cut.group, cut.rows, cut.tile_rows, cut.tiles, cut.lanes, cut.parts,
             key.page_block_size, capacity, key.causal,
             cut.q_heads, cut.q_boxes, cut.q_box_bytes, head_tiles,
-            cut.request_cost, cut.min_part_blocks, cut.tiles >= 2 and not gathered,
+            tuning.request_cost, tuning.min_part_blocks,
+            tuning.prefetch if cut.tiles >= 2 and not gathered else 0,
             cut.chunk_blocks, chunks, softmax_scale * _LOG2_E,
         )  # fmt: skip
         slices.append(

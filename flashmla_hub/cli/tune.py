@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,10 @@ examples:
   flashmla-hub tune --shape 64,1,16,4096     the shapes you serve
   flashmla-hub tune --again                  measure anew what the table has already
 
-For each shape the configurations of the backends that have several are timed first and the best
-is kept; then the backends are timed against each other. The table is written after every shape:
-interrupt it at will, the next run goes on. Delete the file to forget it.
+For each shape the configurations of the backends that have several are timed first; kept is the one
+that is fastest over all shapes that share it. Then the backends are timed against each other. The
+table is written after every shape: interrupt it at will, the next run goes on. Delete the file to
+forget it.
 
 exit codes: 0 measured (or nothing left to measure), 1 nothing could be timed, 2 wrong use or no
 accelerator
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         if choice in table.measured and not args.again:
             skipped += 1
             continue
-        row = tune_shape(shape, device, clock, reps=args.reps, seed=args.seed)
+        row = tune_shape(shape, device, clock, table, reps=args.reps, seed=args.seed)
         best = fastest(row["us"], default=row["chosen"])
         if best is not None:
             timed += 1
@@ -98,7 +98,7 @@ def choice_of(shape: shapes.Shape, seed: int) -> Any:
 
 
 def tune_shape(
-    shape: shapes.Shape, device: DeviceInfo, clock: Any, *, reps: int, seed: int
+    shape: shapes.Shape, device: DeviceInfo, clock: Any, table: Table, *, reps: int, seed: int
 ) -> dict[str, Any]:
     """Times of every backend for ``shape``, the configurations kept, and what failed."""
     from flashmla_hub.bench.runner import contenders
@@ -109,7 +109,9 @@ def tune_shape(
     calls: dict[str, Callable[[], object]] = {}
     for contender in contenders(device, (), shape):
         try:
-            label = _tune_backend(contender.backend, case, device, clock, reps, row["errors"])
+            label = _tune_backend(
+                contender.backend, case, device, clock, table, reps, row["errors"]
+            )
             if label is not None:
                 row["configs"][contender.name] = label
             call = contender.make(case)
@@ -124,13 +126,14 @@ def tune_shape(
 
 
 def _tune_backend(
-    backend: Backend, case: shapes.Case, device: DeviceInfo, clock: Any, reps: int,
+    backend: Backend, case: shapes.Case, device: DeviceInfo, clock: Any, table: Table, reps: int,
     errors: dict[str, str],
 ) -> str | None:  # fmt: skip
     """The label of the backend's best configuration, kept; None for a backend that has but one.
 
     A backend takes part by two methods: ``trials(key, device)``, labels with functions that bind
-    (the first is the default), and ``keep(key, device, label)``.
+    (the first is the default), and ``keep(key, device, label)``. ``trial_group(key, device)``
+    names the requests that share a configuration, if more than those of equal key do.
     """
     trials = getattr(backend, "trials", None)
     if trials is None:
@@ -148,7 +151,10 @@ def _tune_backend(
             errors[f"{backend.name} {label}"] = f"{type(error).__name__}: {error}"[:200]
     if not calls:
         return None
-    best = fastest(clock.interleaved(calls, reps), default=next(iter(offered)))
+    group_of = getattr(backend, "trial_group", lambda key, device: key.summary())
+    known = table.trials.setdefault(backend.name, {}).setdefault(group_of(key, device), {})
+    known[str(case.shape)] = clock.interleaved(calls, reps)
+    best = fastest(over_all(known.values()), default=next(iter(offered)))
     assert best is not None
     backend.keep(key, device, best)  # type: ignore[attr-defined]
     return best
@@ -169,27 +175,40 @@ def fastest(times: Mapping[str, float], default: str | None) -> str | None:
     return best
 
 
+def over_all(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Geometric mean of each label's times over the rows, for labels that every row has."""
+    logs = [{label: math.log(us) for label, us in row.items()} for row in rows]
+    common = [label for label in logs[-1] if all(label in row for row in logs)] or logs[-1]
+    return {
+        label: math.exp(sum(known) / len(known))
+        for label in common
+        if (known := [row[label] for row in logs if label in row])
+    }
+
+
 class Table:
-    """The machine's tuning table on disk, replaced whole after every shape."""
+    """The machine's tuning table on disk, replaced whole after every shape.
+
+    ``trials``: by backend, by group of requests, by shape, the times of each configuration.
+    """
 
     def __init__(self, device: DeviceInfo) -> None:
         self.path: Path = tuning.path_for(device)
         self.preferred: dict[str, str] = {}
         self.measured: dict[str, dict[str, float]] = {}
+        self.trials: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
         try:
             found = json.loads(self.path.read_text())
             if found["version"] == tuning.VERSION:
-                self.preferred, self.measured = found["preferred"], found.get("measured", {})
+                self.preferred, self.measured = found["preferred"], found["measured"]
+                self.trials = found["trials"]
         except (OSError, ValueError, KeyError, TypeError):
             pass  # no table yet, or one that nothing could be read from
 
     def add(self, choice: str, best: str, times: Mapping[str, float]) -> None:
         self.preferred[choice], self.measured[choice] = best, dict(times)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         table = {
-            "version": tuning.VERSION, "preferred": self.preferred, "measured": self.measured
+            "version": tuning.VERSION, "preferred": self.preferred, "measured": self.measured,
+            "trials": self.trials,
         }  # fmt: skip
-        handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".json")
-        with os.fdopen(handle, "w") as file:
-            json.dump(table, file, indent=2)
-        Path(name).replace(self.path)
+        tuning.write_json(self.path, table)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from dataclasses import astuple
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from launcher_fakes import BF16, SMS, Call, FakeRuntime, bind, params, tensor_ma
 
 import flashmla_hub
 from flashmla_hub import testing
+from flashmla_hub.backends.hopper import tuned
 from flashmla_hub.backends.hopper.plugin import HopperBackend
 from flashmla_hub.device import DeviceInfo
 
@@ -49,7 +51,8 @@ def test_the_base_request(driver: ctypes.CDLL, backend: HopperBackend) -> None:
     assert (p.tile_rows, p.tiles, p.lanes, p.parts) == (64, 2, 2, 66)
     assert (p.page_block_size, p.capacity, p.causal) == (64, 30 * 64, 0)
     assert (p.q_heads, p.q_boxes, p.q_box_bytes, p.kv_head_tiles) == (128, 1, 73728, 0)
-    assert (p.request_cost, p.min_part_blocks, p.prefetch) == (4, 2, 1)
+    setting = tuned.tuning(call.key, DeviceInfo("nvidia", "sm_90", "cuda"))
+    assert (p.request_cost, p.min_part_blocks, p.prefetch) == astuple(setting)
     assert p.scale_log2 == pytest.approx(0.25 * math.log2(math.e))
     assert tensor_map(decode, 0) == {
         "address": call.q.data_ptr(),

@@ -18,8 +18,8 @@ class Config:
     """The scalars of DenseDecodeParams that the schedule reads."""
 
     parts: int = 132
-    request_cost: int = 4
-    min_part_blocks: int = 2
+    request_cost: int = 2
+    min_part_blocks: int = 1
     capacity: int = 2**31 - 64
     batch_invariant: bool = False
     chunk_blocks: int = 16
@@ -70,7 +70,7 @@ class Cuts:
         self.total = cost >> self.shift
         self.used = used
         length = cost // used
-        self.sliver = 4 if length >= 32 else 1 if length >= 8 else 0
+        self.sliver = 2 if length >= 32 else 1 if length >= 8 else 0
 
     def at(self, part: int) -> int:
         assert part * self.total < 2**32

@@ -50,7 +50,7 @@ def test_a_measured_config_replaces_the_shipped_one_but_never_for_batch_invarian
 
 
 def test_a_broken_file_of_measured_configs_is_ignored() -> None:
-    path = tuned.path_for(H100)
+    path = tuned.FILE.path(H100)
     path.parent.mkdir(parents=True)
     path.write_text('{"version": 1, "configs": {"x": {}}}')
     assert tuned.config(KEY, H100) == config.config_for(KEY, H100)

@@ -55,7 +55,25 @@ static void run(DenseDecodeParams& p) {
   }
 }
 
+// Every part has its CTAs, and part 0 those that start the grid.
+static bool spread_reaches_every_part() {
+  for (int parts = 1; parts <= kMaxParts; parts++) {
+    for (int used = 1; used <= parts; used++) {
+      std::vector<int> seen(parts);
+      int last = -1;
+      for (int position = 0; position < parts; position++) {
+        const int part = spread_part(position, used, parts);
+        if (part < 0 || part >= parts || seen[part]++) return false;
+        if (part < used && part != ++last) return false;  // used parts in order
+      }
+      if (last != used - 1 || spread_part(0, used, parts) != 0) return false;
+    }
+  }
+  return true;
+}
+
 int main() {
+  if (!spread_reaches_every_part()) return 2;
   DenseDecodeParams p;
   memset(&p, 0, sizeof p);
   p.max_chunks = kMaxChunks;

@@ -56,8 +56,8 @@ extern "C" __global__ void __launch_bounds__(fmh::kThreads, 1)
                      const __grid_constant__ fmh::TensorMap k_right,
                      const __grid_constant__ DenseDecodeParams p) {
   extern __shared__ __align__(1024) char smem[];
-  const int part = fmh::small_quotient(blockIdx.x, p.lanes);
-  const fmh::Tile tile(p, blockIdx.x - part * p.lanes);
+  const int position = fmh::small_quotient(blockIdx.x, p.lanes);
+  const fmh::Tile tile(p, blockIdx.x - position * p.lanes);
   if (threadIdx.x == 0) {
     if (fmh::shared_address(smem) != fmh::kSharedBase) asm volatile("trap;");
     fmh::init_barriers();
@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(fmh::kThreads, 1)
   if (p.tile_rows < fmh::kTileRows) fmh::clear_dead_rows(smem, p.tile_rows);
   fmh::wait_for_predecessors();
   fmh::prefetch_table(p);
-  fmh::schedule(smem, p, part, tile.lane);  // ends with a CTA barrier
+  const int part = fmh::schedule(smem, p, position, tile.lane);  // ends with a CTA barrier
 
   // One branch for each role, with code of its own: setmaxnreg is honoured only then, and a loop
   // shared by both math groups would serialise their products.

@@ -46,7 +46,8 @@ struct DenseDecodeParams {
 
   int request_cost;     // cost of one more request in a part, in blocks
   int min_part_blocks;  // a part is given at least this many blocks; a power of two
-  int prefetch;         // 1: the tiles of a part prefetch the next pair of blocks into L2 together
+  int prefetch;         // mean blocks of a part from which on its tiles prefetch the next pair of
+                        // blocks into L2 together; 0: never
 
   int chunk_blocks;  // batch invariant: least blocks of a chunk
   int max_chunks;    // batch invariant: slots per request, min(32, ceil(blocks of capacity /

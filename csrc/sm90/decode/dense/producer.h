@@ -92,6 +92,7 @@ FMH_DEVICE void produce(char* smem, const TensorMap* q_map, const TensorMap* k_l
   const int page_shift = 31 - __clz(p.page_block_size / kBlockTokens);
   u32 parity0 = 1, parity1 = 1, parity_q = 1;  // the first pass over the ring returns at once
   FragmentWalk<false> walk(smem, p);
+  const bool prefetch = walk.range->prefetch;
   while (walk.next(p, [](int) {})) {
     PageTable table{p.block_table + walk.request * p.block_table_stride, page_shift};
     BlockPlace x0 = table(walk.begin), x1 = x0;
@@ -118,7 +119,7 @@ FMH_DEVICE void produce(char* smem, const TensorMap* q_map, const TensorMap* k_l
       }
       // Exactly one pair ahead and after the pair's own loads: earlier or further was slower
       // than no prefetch at all.
-      if (p.prefetch) {
+      if (prefetch) {
         if (j + 2 < walk.end) {
           copies.prefetch_share(x0, take_right);
           if (j + 3 < walk.end) copies.prefetch_share(x1, take_right);

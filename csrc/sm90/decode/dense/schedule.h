@@ -16,6 +16,7 @@ struct ScheduleResult {
   int first_request, first_block, last_request, last_block;
   int whole_begin, whole_end;  // requests of this part when none is split
   int last_cut_position;       // a later cut than this spares the request cut at the end
+  bool prefetch;               // parts are long: short ones only add to the first loads of all
 
   FMH_DEVICE void reset(int part, int batch) {  // no cut found: part 0 has all, the others nothing
     first_request = part == 0 ? 0 : batch;
@@ -77,7 +78,7 @@ struct Cuts {
     shift = max(0, 10 - __clz(cost));
     total = cost >> shift;
     used = parts_used;
-    sliver = cost >= 32 * used ? 4 : (cost >= 8 * used ? 1 : 0);
+    sliver = cost >= 32 * used ? 2 : (cost >= 8 * used ? 1 : 0);
   }
   FMH_DEVICE int at(int part) const { return quotient(part * total, used) << shift; }
   // The last cut at or before `position`.
@@ -201,7 +202,9 @@ FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
   }
 
   // Whole requests only, each to the part its middle falls into, if that balances to within 5 %
-  // and two blocks: no partial results, no combine.
+  // and two blocks: no partial results, no combine. The parts that stay idle lie between the
+  // others: at 16 heads that is 0.6 % faster than all at the end, where equal lengths would put
+  // them.
   if (p.batch * 21 >= p.parts * 20 && line.total > 0) {
     const int shift = max(0, 10 - __clz(line.total));
     const u32 twice = (u32)(2 * line.total) >> shift;
@@ -231,15 +234,27 @@ FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
   return line;
 }
 
-// Fills the ScheduleResult in shared memory and, once per part, tells the combine kernel. Ends
-// with a CTA barrier.
-FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int lane_of_part) {
+// The part of the CTAs at `position` of the grid. Those that stay idle lie between the others, not
+// side by side at the end: memory serves the rest more evenly.
+FMH_DEVICE int spread_part(int position, int used, int parts) {
+  const int before = small_quotient(position * used + parts - 1, parts);
+  const int through = small_quotient((position + 1) * used + parts - 1, parts);
+  return through > before ? before : used + position - before;
+}
+
+// Fills the ScheduleResult in shared memory and, once per part, tells the combine kernel. Returns
+// the part; ends with a CTA barrier.
+FMH_DEVICE int schedule(char* smem, const DenseDecodeParams& p, int part, int lane_of_part) {
   ScheduleResult* result = shared_at<ScheduleResult>(smem, kOffsetSchedule);
   bool whole = false;
   const CostLine line =
       p.batch <= 32 ? scan_small(p, part, result) : scan_large(smem, p, part, result, whole);
   const Cuts cuts(line.total, line.used);
+  if (threadIdx.x == 0) {
+    result->prefetch = p.prefetch > 0 && line.total >= p.prefetch * line.used;
+  }
   if (!whole) {
+    part = uniform(spread_part(part, line.used, p.parts));
     const int start = cuts.at(part), stop = cuts.at(part + 1);
     int before = line.before;
 #pragma unroll 1
@@ -271,6 +286,7 @@ FMH_DEVICE void schedule(char* smem, const DenseDecodeParams& p, int part, int l
         starts_split ? cuts.last_before(result->last_cut_position) - part + 1 : 0;
   }
 #endif
+  return part;
 }
 
 }  // namespace fmh

@@ -1,0 +1,63 @@
+"""How the schedule is set, by class of request: measured, shipped as data. Imports no CUDA.
+
+None of this changes what is computed: the settings move the cuts between CTAs, and batch-invariant
+kernels cut at places of their own. They still take the shipped ones only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.request import KernelKey
+from flashmla_hub.tuning import ConfigFile
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    request_cost: int = 2  # what one more request costs a part, in blocks
+    min_part_blocks: int = 1  # a part is given at least this many blocks; a power of two
+    prefetch: int = 40  # mean blocks of a part from which on tiles prefetch into L2; 0: never
+
+
+FILE = ConfigFile("hopper", 1, lambda fields: Tuning(**fields))
+SHIPPED = Path(__file__).with_name("tuned.json")
+ROWS = (16, 32, 64, 128, 256)  # upper bounds of the classes of rows per KV head
+
+
+def group(key: KernelKey, device: DeviceInfo) -> str:
+    """The class of requests that share a setting: arch, rows per KV head, kind of page."""
+    rows = key.s_q * key.h_q // key.h_kv
+    bound = next((f"rows<={n}" for n in ROWS if rows <= n), f"rows>{ROWS[-1]}")
+    boxes = key.page_block_size % 64 == 0
+    return f"{device.arch} {bound} {'boxes' if boxes else 'gathered'}"
+
+
+def tuning(key: KernelKey, device: DeviceInfo) -> Tuning:
+    """What was measured on this machine, else what is shipped for the class."""
+    name = group(key, device)
+    measured = None if key.batch_invariant else FILE.get(name, device)
+    return measured or _shipped().get(name) or Tuning()
+
+
+def trials(key: KernelKey, device: DeviceInfo) -> dict[str, Tuning]:
+    """The setting in force without measurement and its neighbours, by label."""
+    base = _shipped().get(group(key, device)) or Tuning()
+    changes: tuple[dict[str, int], ...] = (
+        {},
+        *({"request_cost": n} for n in (1, 2, 4)),
+        *({"min_part_blocks": n} for n in (1, 2, 4)),
+        *({"prefetch": n} for n in (0, 1, 24, 40, 64)),
+    )
+    return {label(found): found for found in (replace(base, **change) for change in changes)}
+
+
+def label(found: Tuning) -> str:
+    return f"cost {found.request_cost}, part {found.min_part_blocks}, prefetch {found.prefetch}"
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, Tuning]:
+    return dict(FILE.read(SHIPPED))
