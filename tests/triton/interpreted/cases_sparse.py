@@ -32,8 +32,9 @@ def test_one_split_and_many() -> None:
     sparse_decode(topk=200, parts=64, sink=True, batch=1, h_q=4)
 
 
-def test_batch_invariant_form() -> None:
-    sparse_decode(topk=200, invariant=True, h_q=4, batch=1)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batch_invariant_form(layout: str) -> None:
+    sparse_decode(layout=layout, topk=200, invariant=True, h_q=4, batch=1)
 
 
 def test_no_valid_entry() -> None:
