@@ -112,7 +112,7 @@ def test_batch_invariant_requests_reach_only_who_claims_it():
 def write_table(preferred):
     path = tuning.path_for(hub.devices()[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"version": 1, "preferred": preferred}))
+    path.write_text(json.dumps({"version": tuning.VERSION, "preferred": preferred}))
 
 
 def test_the_tuning_table_stands_above_ranks_and_below_explicit_choice():
