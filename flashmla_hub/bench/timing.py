@@ -13,8 +13,10 @@ import torch
 Run = Callable[[], Any]
 
 FLUSH_BYTES = 256 << 20  # more than any last-level cache
-# Spins that keep the device busy while the host issues the call, so that issue cost stays out.
+# Clock cycles the device is kept busy while the host issues a call, so that issue cost stays out: at
+# least these, and thrice what the slowest call takes the host (on a busy machine, 200 us and more).
 HEAD_START_CYCLES = 200_000
+CYCLES_PER_US = 2_000
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class DeviceClock:
         turns call by call so that clock drift hits all alike."""
         events: dict[str, list[tuple[Any, Any]]] = {name: [] for name in runs}
         event = self.runtime.Event
+        issue_us = max(self.issue(run, calls=3, rounds=3) for run in runs.values())
+        head_start = max(HEAD_START_CYCLES, int(3 * issue_us * CYCLES_PER_US))
         for _ in range(reps):
             for name, run in runs.items():
                 self._flush.zero_()
                 start, end = event(enable_timing=True), event(enable_timing=True)
-                self._head_start()
+                self._spin(head_start)
                 start.record()
                 run()
                 end.record()
@@ -61,10 +65,10 @@ class DeviceClock:
             for name, pairs in events.items()
         }
 
-    def _head_start(self) -> None:
+    def _spin(self, cycles: int) -> None:
         sleep = getattr(self.runtime, "_sleep", None)
         if sleep is not None:
-            sleep(HEAD_START_CYCLES)
+            sleep(cycles)
 
     def issue(self, run: Run, calls: int = 50, rounds: int = 9) -> float:
         """Median microseconds of host time to issue one call."""

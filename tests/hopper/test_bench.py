@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,3 +264,30 @@ def test_cosine_difference(size: int) -> None:
     assert runner.cosine_difference(x, x) == pytest.approx(0, abs=1e-15)
     assert runner.cosine_difference(x, -x) == pytest.approx(2)
     assert runner.cosine_difference(0 * x, 0 * x) == 0
+
+
+def test_the_device_is_kept_busy_for_longer_than_the_slowest_call_takes_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spins: list[int] = []
+    now = [0.0]
+    event = SimpleNamespace(record=lambda: None, elapsed_time=lambda other: 1.0)
+    runtime = SimpleNamespace(
+        Event=lambda enable_timing: event, synchronize=lambda device: None, _sleep=spins.append
+    )
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    clock = timing.DeviceClock.__new__(timing.DeviceClock)
+    clock.device, clock.runtime, clock._flush = torch.device("cpu"), runtime, torch.zeros(1)
+
+    def takes(us: float) -> Any:
+        def run() -> None:
+            now[0] += us * 1e-6
+
+        return run
+
+    clock.interleaved({"quick": takes(5), "slow": takes(200)}, 3)
+    assert len(spins) == 6
+    assert min(spins) >= 3 * 200 * timing.CYCLES_PER_US * 0.99
+    spins.clear()
+    clock.interleaved({"quick": takes(5)}, 3)
+    assert spins == [timing.HEAD_START_CYCLES] * 3
