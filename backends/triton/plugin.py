@@ -122,7 +122,7 @@ class TritonBackend(Backend):
         package="triton",
         versions=TESTED,
         confidence="high",
-        verified="H100 80GB HBM3, 2026-11-25: L4, conformance/results/triton-h100-L4.json",
+        verified="H100 80GB HBM3, 2026-11-28: L4, conformance/results/triton-h100-L4.json",
     )
 
     def capabilities(self, device: DeviceInfo) -> tuple[Capabilities, ...]:
