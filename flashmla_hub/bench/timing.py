@@ -13,8 +13,8 @@ import torch
 Run = Callable[[], Any]
 
 FLUSH_BYTES = 256 << 20  # more than any last-level cache
-# Clock cycles the device is kept busy while the host issues a call, so that issue cost stays out: at
-# least these, and thrice what the slowest call takes the host (on a busy machine, 200 us and more).
+# Clock cycles the device is kept busy while the host issues a call, so that issue cost stays out:
+# at least these, and thrice what the slowest call takes the host (on a busy machine, 200 us).
 HEAD_START_CYCLES = 200_000
 CYCLES_PER_US = 2_000
 
