@@ -83,9 +83,3 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         "diagnosed": 1,
         "false_alarms": 0,
     }
-
-
-@pytest.mark.full
-def test_all_mutants_and_every_case_over_five_seeds() -> None:
-    verdicts, alarms = selftest.run(seeds=5, jobs=2, every_case=True)
-    assert selftest.passes(selftest.totals(verdicts, alarms)), selftest.table(verdicts, alarms)
