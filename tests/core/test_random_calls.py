@@ -57,8 +57,10 @@ def calls(draw: Any) -> dict[str, Any]:
             call["attn_sink"] = torch.randn(h_q, generator=g)
         if pick(True, False):
             call["topk_length"] = torch.randint(0, topk + 2, (batch,), generator=g).int()
+    # beside a sink, a nonsense scale that happens to be a number is such a larger one
+    kept = {"tile_scheduler_metadata", *(["softmax_scale"] if "attn_sink" in call else [])}
     for _ in range(pick(0, 0, 1, 2)):
-        name = pick(*[n for n in call if n != "tile_scheduler_metadata"])
+        name = pick(*[n for n in call if n not in kept])
         call[name] = draw(spoilt(call[name]))
     return call
 
@@ -66,7 +68,7 @@ def calls(draw: Any) -> dict[str, Any]:
 def spoilt(value: Any) -> st.SearchStrategy[Any]:
     """``value`` made wrong, or unusual."""
     nonsense = st.sampled_from([None, "text", -1, 0, math.nan, math.inf, [1, 2], 3.5, True, {}])
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, torch.Tensor) or value.is_sparse:  # sparse ones have no strides
         return nonsense
     changes = [
         lambda t: t.double() if t.is_floating_point() else t.long(),
