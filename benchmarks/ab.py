@@ -51,8 +51,8 @@ def load(name: str, folder: Path) -> Any:
 
 
 def call_of(kernel: Any, case: Case) -> Callable[[], Tensor]:
-    tensors = (case.q, case.k_cache, case.block_table, case.cache_seqlens)
-    return lambda: kernel.run(*tensors, case.softmax_scale, None, None, None)[0]
+    call = case.call(kernel)
+    return lambda: call()[0]
 
 
 def peer_of(case: Case) -> Callable[[], Tensor] | None:

@@ -26,9 +26,7 @@ from flashmla_hub.version import __version__
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    C = TypeVar("C", bound=DataclassInstance)
-else:
-    C = TypeVar("C")
+C = TypeVar("C", bound="DataclassInstance")
 
 VERSION = 2
 
@@ -42,6 +40,18 @@ def _path(device: DeviceInfo, prefix: str, version: int) -> Path:
 def path_for(device: DeviceInfo) -> Path:
     """Where the table of this kind of device lies."""
     return _path(device, "", VERSION)
+
+
+def read_json(path: Path, version: int) -> dict[str, Any]:
+    """A file that :func:`write_json` made.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it cannot be read, or is of another version.
+    """
+    table: dict[str, Any] = json.loads(path.read_text())
+    if table["version"] != version:
+        raise ValueError(f"version {table['version']}, expected {version}")
+    return table
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -73,9 +83,7 @@ def preferred(choice: ChoiceKey, device: DeviceInfo) -> str | None:
 @lru_cache(maxsize=16)
 def _load(path: Path, stamp: int) -> dict[str, str]:
     try:
-        table = json.loads(path.read_text())
-        if table["version"] != VERSION:
-            raise ValueError(f"version {table['version']}, expected {VERSION}")
+        table = read_json(path, VERSION)
         return {str(k): str(v) for k, v in table["preferred"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("tuning table %s is ignored: %s; run `flashmla-hub tune` again", path, error)
@@ -124,9 +132,7 @@ class ConfigFile(Generic[C]):
         Raises:
             OSError, ValueError, KeyError, TypeError, AttributeError: it is not of this form.
         """
-        table = json.loads(path.read_text())
-        if table["version"] != self._version:
-            raise ValueError(f"version {table['version']}, expected {self._version}")
+        table = read_json(path, self._version)
         return {name: self._parse(fields) for name, fields in table["configs"].items()}
 
     def _read(self, path: Path, stamp: int) -> Mapping[str, C]:

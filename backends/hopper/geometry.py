@@ -1,11 +1,13 @@
-"""How a request is cut for the kernel: rows, tiles, lanes, parts, boxes (csrc/README.md)."""
+"""How a request is cut for the kernel: variant, rows, tiles, parts, boxes (csrc/README.md)."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
 
-from flashmla_hub.request import KernelKey
+from flashmla_hub.request import TOKEN_STRIDED, KernelKey
+
+from .variants import Variant
 
 D_V = 512
 TILE = 64  # rows of a tile and tokens of a block
@@ -18,6 +20,21 @@ PARTIAL_ROW_BYTES = 2 * D_V + 16  # a row of partial_out (fp16) and of partial_s
 POINTERS = struct.Struct("=8Q")
 TAIL = struct.Struct("=10q20if4x")
 PARAMS_BYTES = POINTERS.size + TAIL.size
+
+
+def variant_for(key: KernelKey) -> Variant:
+    """The compile-time choices that serve ``key``."""
+    # Tensor maps step over KV heads in multiples of 64 elements, which a free token stride does not
+    # promise.
+    odd_heads = key.h_kv > 1 and key.kv_strides == TOKEN_STRIDED
+    page = key.page_block_size
+    boxes = page % 64 == 0 and page & (page - 1) == 0  # 64 times a power of two
+    return Variant(
+        fp16=key.dtype == "float16",
+        d_qk=key.d_qk,
+        gathered=odd_heads or not boxes,
+        batch_invariant=key.batch_invariant,
+    )
 
 
 @dataclass(frozen=True, slots=True)

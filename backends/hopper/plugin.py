@@ -94,6 +94,12 @@ class HopperBackend(Backend):
         return tuple(dict.fromkeys(note for origin in origins for note in origin.notes))
 
     def bind(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
+        """The kernel for ``key``, compiled and loaded.
+
+        Raises:
+            NotSupportedError: the declaration does not take ``key``; a graph is being captured
+                (nothing may be loaded then); or no cubin could be built and loaded.
+        """
         return self._bind(key, device, tuned.tuning(key, device))
 
     def trials(self, key: KernelKey, device: DeviceInfo) -> dict[str, Callable[[], BoundKernel]]:
@@ -109,18 +115,12 @@ class HopperBackend(Backend):
         tuned.FILE.keep(tuned.group(key, device), device, tuned.trials(key, device)[label])
 
     def _bind(self, key: KernelKey, device: DeviceInfo, setting: tuned.Tuning) -> BoundKernel:
-        """The kernel for ``key``, compiled and loaded.
-
-        Raises:
-            NotSupportedError: the declaration does not take ``key``; a graph is being captured
-                (nothing may be loaded then); or no cubin could be built and loaded.
-        """
         reasons = unsupported_reasons(self.capabilities(device), key, device)
         if reasons:
             raise NotSupportedError(self.name, "request", key.summary(), "; ".join(reasons))
         from .bound import DenseDecode
+        from .geometry import variant_for
         from .runtime import TorchCuda
-        from .variants import Variant
 
         runtime = self._runtime = self._runtime or TorchCuda()
         if runtime.capturing():
@@ -130,17 +130,7 @@ class HopperBackend(Backend):
                 f"first use of {key.summary()}",
                 "call once, or warmup(), before capture",
             )
-        # Tensor maps step over KV heads in multiples of 64 elements, which a free token stride
-        # does not promise.
-        odd_heads = key.h_kv > 1 and key.kv_strides == TOKEN_STRIDED
-        page = key.page_block_size
-        boxes = page % 64 == 0 and page & (page - 1) == 0  # 64 times a power of two
-        variant = Variant(
-            fp16=key.dtype == "float16",
-            d_qk=key.d_qk,
-            gathered=odd_heads or not boxes,
-            batch_invariant=key.batch_invariant,
-        )
+        variant = variant_for(key)
         with runtime.guard(device.index):
             kernels, driver = self._load(variant, device)
         sms = device.multiprocessors or runtime.multiprocessors(device.index)

@@ -6,6 +6,7 @@ kernels cut at places of their own. They still take the shipped ones only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import KernelKey
 from flashmla_hub.tuning import ConfigFile
+
+from .geometry import variant_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,8 @@ def group(key: KernelKey, device: DeviceInfo) -> str:
     """The class of requests that share a setting: arch, rows per KV head, kind of page."""
     rows = key.s_q * key.h_q // key.h_kv
     bound = next((f"rows<={n}" for n in ROWS if rows <= n), f"rows>{ROWS[-1]}")
-    boxes = key.page_block_size % 64 == 0
-    return f"{device.arch} {bound} {'boxes' if boxes else 'gathered'}"
+    pages = "gathered" if variant_for(key).gathered else "boxes"
+    return f"{device.arch} {bound} {pages}"
 
 
 def tuning(key: KernelKey, device: DeviceInfo) -> Tuning:
@@ -59,5 +62,5 @@ def label(found: Tuning) -> str:
 
 
 @lru_cache(maxsize=1)
-def _shipped() -> dict[str, Tuning]:
-    return dict(FILE.read(SHIPPED))
+def _shipped() -> Mapping[str, Tuning]:
+    return FILE.read(SHIPPED)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flashmla_hub.backend import BoundKernel
 from flashmla_hub.errors import InvalidRequestError
 from flashmla_hub.request import KernelKey
 
@@ -149,6 +150,11 @@ class Case:
     block_table: Tensor  # (batch, width) int32
     cache_seqlens: Tensor  # (batch,) int32
     softmax_scale: float
+
+    def call(self, kernel: BoundKernel) -> Callable[[], tuple[Tensor, Tensor]]:
+        """One decode by a bound kernel, past the hub, ready to be called again and again."""
+        tensors = (self.q, self.k_cache, self.block_table, self.cache_seqlens)
+        return lambda: kernel.run(*tensors, self.softmax_scale, None, None, None)
 
     @property
     def flop(self) -> int:

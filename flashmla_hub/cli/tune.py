@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -143,7 +143,7 @@ def _tune_backend(
     offered = trials(key, device)
     for label, bind in offered.items():
         try:
-            calls[label] = _call(bind(), case)
+            calls[label] = case.call(bind())
             calls[label]()
             clock.synchronize()
         except Exception as error:  # a configuration may not fit this card
@@ -160,11 +160,6 @@ def _tune_backend(
     return best
 
 
-def _call(kernel: Any, case: shapes.Case) -> Callable[[], object]:
-    tensors = (case.q, case.k_cache, case.block_table, case.cache_seqlens)
-    return lambda: kernel.run(*tensors, case.softmax_scale, None, None, None)
-
-
 def fastest(times: Mapping[str, float], default: str | None) -> str | None:
     """The quickest name; ``default`` unless another is clearly quicker. None without times."""
     if not times:
@@ -176,14 +171,13 @@ def fastest(times: Mapping[str, float], default: str | None) -> str | None:
 
 
 def over_all(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Geometric mean of each label's times over the rows, for labels that every row has."""
-    logs = [{label: math.log(us) for label, us in row.items()} for row in rows]
-    common = [label for label in logs[-1] if all(label in row for row in logs)] or logs[-1]
-    return {
-        label: math.exp(sum(known) / len(known))
-        for label in common
-        if (known := [row[label] for row in logs if label in row])
-    }
+    """Geometric mean of each label's times over the rows, for labels that every row has. Where they
+    share none, the last row stands for itself."""
+    rows = list(rows)
+    common = [label for label in rows[-1] if all(label in row for row in rows)]
+    if not common:
+        return dict(rows[-1])
+    return {label: statistics.geometric_mean(row[label] for row in rows) for label in common}
 
 
 class Table:
@@ -198,10 +192,9 @@ class Table:
         self.measured: dict[str, dict[str, float]] = {}
         self.trials: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
         try:
-            found = json.loads(self.path.read_text())
-            if found["version"] == tuning.VERSION:
-                self.preferred, self.measured = found["preferred"], found["measured"]
-                self.trials = found["trials"]
+            found = tuning.read_json(self.path, tuning.VERSION)
+            self.preferred, self.measured = found["preferred"], found["measured"]
+            self.trials = found["trials"]
         except (OSError, ValueError, KeyError, TypeError):
             pass  # no table yet, or one that nothing could be read from
 

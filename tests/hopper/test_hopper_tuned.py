@@ -26,6 +26,7 @@ KEY = KernelKey(h_q=128)
         ({"h_q": 128, "s_q": 4}, "sm_90 rows>256 boxes"),
         ({"page_block_size": 256}, "sm_90 rows<=128 boxes"),
         ({"page_block_size": 16}, "sm_90 rows<=128 gathered"),
+        ({"page_block_size": 192}, "sm_90 rows<=128 gathered"),
     ],
 )
 def test_classes_of_requests(change: dict[str, int], expected: str) -> None:
