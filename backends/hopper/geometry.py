@@ -119,7 +119,7 @@ def workspace(slots: int, partial_rows: int, parts: int) -> Workspace:
     """partial_out at 0, then partial_stats, then part_info, 16-byte aligned."""
     rows = slots * partial_rows
     part_info = rows * PARTIAL_ROW_BYTES
-    return Workspace(rows * D_V * 2, part_info, _align(part_info + parts * 8))
+    return Workspace(rows * D_V * 2, part_info, _align(part_info + parts * 4))
 
 
 def _align(offset: int) -> int:

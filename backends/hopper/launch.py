@@ -13,7 +13,7 @@ from .driver import CudaError, Driver
 from .geometry import PARAMS_BYTES, POINTERS
 
 DECODE_THREADS = 384
-COMBINE_THREADS = 256
+COMBINE_THREADS = 512
 
 
 @dataclass(frozen=True)

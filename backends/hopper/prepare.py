@@ -127,7 +127,7 @@ def prepare(
                 batch=count,
                 tail=tail,
                 q_form=_q_form(key, cut, q_stride, count),
-                combine_ctas=min(4 * multiprocessors, 8 * count * cut.partial_rows) * splits,
+                combine_ctas=min(2 * multiprocessors, 8 * count * cut.partial_rows) * splits,
                 scratch=scratch.size * splits,
                 partial_stats=scratch.partial_stats,
                 part_info=scratch.part_info * splits,

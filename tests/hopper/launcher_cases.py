@@ -27,8 +27,8 @@ def test_the_base_request(driver: ctypes.CDLL, backend: HopperBackend) -> None:
     decode, combine = call.run()
     assert (call.name(decode), call.name(combine)) == ("fmh_dense_decode", "fmh_dense_combine")
     assert list(decode.grid) == [132, 1, 1]  # 66 parts of 2 tiles
-    assert list(combine.grid) == [4 * SMS, 1, 1]
-    assert (list(decode.block), list(combine.block)) == ([384, 1, 1], [256, 1, 1])
+    assert list(combine.grid) == [2 * SMS, 1, 1]
+    assert (list(decode.block), list(combine.block)) == ([384, 1, 1], [512, 1, 1])
     assert (decode.shared, combine.shared) == (231744, 0)
     for launch in (decode, combine):
         assert launch.stream == 0x77
@@ -153,7 +153,7 @@ def test_batch_invariant_scratch_is_bounded_by_slices(
     assert len(decodes) > 1
     for p in decodes:
         assert p.max_chunks == 32
-        used = p.part_info + p.parts * 8 - p.partial_out
+        used = p.part_info + p.parts * 4 - p.partial_out
         assert p.batch * 32 * 128 * 1040 <= used <= (256 << 20) + 65536
 
 

@@ -69,7 +69,7 @@ def test_the_parts_of_the_workspace_are_aligned_and_do_not_overlap(
     assert made.partial_stats % 16 == made.part_info % 16 == 0
     assert made.partial_stats >= slots * partial_rows * D_V * 2
     assert made.part_info >= made.partial_stats + slots * partial_rows * 16
-    assert made.size >= made.part_info + parts * 8
+    assert made.size >= made.part_info + parts * 4
 
 
 @pytest.mark.parametrize(

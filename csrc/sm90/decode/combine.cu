@@ -7,19 +7,31 @@
 #define FMH_D_QK 576  // only fixes the layout of the main kernel, which this file does not use
 #define FMH_PAGES 0
 #include "sm90/decode/dense/epilogue.h"
+#include "sm90/ptx/named_barrier.h"
 #include "sm90/ptx/pdl.h"
 
 namespace fmh {
 
-constexpr int kCombineThreads = 256;
-constexpr int kCombineWarps = kCombineThreads / 32;
+// A CTA is two teams, which work by themselves, and reads once what the parts tell: many readers of
+// the same few lines wait for each other (528 CTAs of one team: +0.5 us, every warp: +8 us).
+constexpr int kTeamThreads = 256;
+constexpr int kTeamWarps = kTeamThreads / 32;
+constexpr int kTeams = 2;
+constexpr int kCombineThreads = kTeams * kTeamThreads;
+
+FMH_DEVICE int team_thread() { return threadIdx.x & (kTeamThreads - 1); }
+FMH_DEVICE int team_of_cta() { return uniform(threadIdx.x / kTeamThreads); }
+// Neighbours in this order are on different SMs.
+FMH_DEVICE int team_of_grid() { return team_of_cta() * gridDim.x + blockIdx.x; }
+FMH_DEVICE int teams_of_grid() { return kTeams * gridDim.x; }
+FMH_DEVICE void team_sync() { named_sync(1 + team_of_cta(), kTeamThreads); }
+
 // The fragments of a request: the first at slot row `first`, fragment j > 0 at `rest + j * step`
-// (in rows of the workspace; 32 bits: it stays below 2^32 elements).
+// (in rows of the workspace; 32 bits: it stays below 2^32 elements). Addresses go forward by
+// constant steps: worked out anew for each load they were half of this kernel's instructions.
 struct Fragments {
   int request, count;
   u32 first, rest, step;
-
-  FMH_DEVICE u32 row(int j) const { return j == 0 ? first : rest + j * step; }
 };
 
 // A row of a slot. Rows past a tile's last live one are merged like any other (their slots hold
@@ -47,10 +59,13 @@ FMH_DEVICE float warp_sum(float v) {
   return v;
 }
 
-// Maximum, sum, scales of the halves.
-FMH_DEVICE float4 load_stats(const DenseDecodeParams& p, const Fragments& f, int j, int row) {
+// Maximum, sum, scales of the halves of fragment 32 * round + lane.
+FMH_DEVICE float4 load_stats(const DenseDecodeParams& p, const Fragments& f, int round, int lane,
+                             int row) {
+  const int j = round * 32 + lane;
   if (j >= f.count) return make_float4(kNoMax, 0.f, 0.f, 0.f);
-  return __ldcg((const float4*)p.partial_stats + (f.row(j) + row));
+  const u32 at = f.rest + lane * f.step + round * (32 * f.step);
+  return __ldcg((const float4*)p.partial_stats + ((j == 0 ? f.first : at) + row));
 }
 
 FMH_DEVICE void store_lse(const DenseDecodeParams& p, const RowPlace& place, int request,
@@ -67,20 +82,21 @@ FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, in
   const int slot_row = slice_of_rows / kSlices, slice = slice_of_rows % kSlices;
   if (slot_row >= p.lanes * p.tile_rows) return;
   const int column = slice * (kDimV / kSlices) + lane * 4;
-  const u16* source = (const u16*)p.partial_out + (slot_row * (u32)kDimV + column);
-  const uint2 zero = make_uint2(0, 0);
-  const float4 stats = load_stats(p, f, lane, slot_row);
+  const u32 within = slot_row * (u32)kDimV + column, step = f.step * kDimV;
+  u32 at = f.rest * kDimV + within;
+  const float4 stats = load_stats(p, f, 0, lane, slot_row);
   uint2 x[kFlight][kVectors];
   float4 total[kVectors];
-  const auto load = [&](int j0) {
+  const auto load = [&](int j, u32 from, bool exists) {
 #pragma unroll
-    for (int j = 0; j < kFlight; j++) {
-      const u16* row = source + f.row(j0 + j) * (u32)kDimV;
-#pragma unroll
-      for (int v = 0; v < kVectors; v++) x[j][v] = j0 + j < f.count ? load4(row + v * 128) : zero;
+    for (int v = 0; v < kVectors; v++) {
+      const u16* const source = (const u16*)p.partial_out + from + v * 128;
+      x[j][v] = exists ? load4(source) : make_uint2(0, 0);
     }
   };
-  load(0);
+  load(0, f.first * kDimV + within, true);
+#pragma unroll
+  for (int j = 1; j < kFlight; j++) load(j, at + j * step, j < f.count);
   const float maximum = warp_max(stats.x);
   const float factor = lane < f.count ? exp2_approx(stats.x - maximum) : 0.f;
   const float sum = warp_sum(factor * stats.y);
@@ -100,7 +116,9 @@ FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, in
     }
     j0 += kFlight;
     if (j0 >= f.count) break;
-    load(j0);
+    at += kFlight * step;
+#pragma unroll
+    for (int j = 0; j < kFlight; j++) load(j, at + j * step, j0 + j < f.count);
   }
   const CombineRow r(p, slot_row);
   if (!r.exists()) return;
@@ -122,14 +140,8 @@ FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, in
 // Up to kFewFragments. The fewer there are, the more columns a warp takes.
 FMH_DEVICE int few_slices(int fragments) { return fragments <= 2 ? 1 : fragments <= 4 ? 2 : 4; }
 
-// Units of a CTA, a warp's slice each.
-FMH_DEVICE int few_units(const DenseDecodeParams& p, int fragments) {
-  const int slices = p.lanes * p.tile_rows * few_slices(fragments);
-  return (slices + kCombineWarps - 1) / kCombineWarps;
-}
-
 FMH_DEVICE void combine_few(const DenseDecodeParams& p, const Fragments& f, int unit) {
-  const int slice = uniform(unit * kCombineWarps + (threadIdx.x >> 5));
+  const int slice = uniform(unit * kTeamWarps + (team_thread() >> 5));
   switch (few_slices(f.count)) {
     case 1:
       return combine_slice<1>(p, f, slice);
@@ -140,58 +152,73 @@ FMH_DEVICE void combine_few(const DenseDecodeParams& p, const Fragments& f, int 
   }
 }
 
+// Eight groups halve the units where they suffice (up to 72 fragments); 16 reach kMaxParts.
+constexpr int kManyRounds = 9;
+FMH_DEVICE int many_groups(int fragments) { return fragments <= 8 * kManyRounds ? 8 : 16; }
+static_assert(16 * kManyRounds >= kMaxParts, "a request has at most one fragment a part");
+
+FMH_DEVICE constexpr int many_columns(int groups) { return 4 * kTeamThreads / groups; }
+
+// Up to this many fragments a row's slices are left to single warps. Where there is an SM for every
+// slice, 8 loads in flight are all that a warp should have to wait for.
+FMH_DEVICE int few_fragments(const DenseDecodeParams& p) {
+  return p.batch * p.lanes * p.tile_rows * 4 > gridDim.x ? kFewFragments : 8;
+}
+
+// Units of a request, the work of a team: a slice of columns of a row where there are many
+// fragments, else such a slice for each of its warps.
+FMH_DEVICE int units_of(const DenseDecodeParams& p, int fragments, int few) {
+  const int slices = fragments <= few ? few_slices(fragments)
+                                      : kDimV / many_columns(many_groups(fragments)) * kTeamWarps;
+  return (p.lanes * p.tile_rows * (fragments > 1 ? slices : 0) + kTeamWarps - 1) / kTeamWarps;
+}
+
 #if FMH_BATCH_INVARIANT
 
 // Every request's chunks lie in its own slots; how many there are follows from its length.
 FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
-  const int units = few_units(p, kFewFragments);
+  const int units = units_of(p, kFewFragments, kFewFragments);
 #pragma unroll 1
-  for (int i = blockIdx.x; i < p.batch * units; i += gridDim.x) {
+  for (int i = team_of_grid(); i < p.batch * units; i += teams_of_grid()) {
     const int request = i / units;
     const int blocks = uniform(request_blocks(p, request));
     const int chunk = chunk_blocks(p, blocks);
     if (blocks <= chunk) continue;
     const u32 slot_rows = p.lanes * p.tile_rows, first = request * p.max_chunks * slot_rows;
     const Fragments f{request, (blocks + chunk - 1) / chunk, first, first, slot_rows};
-    if (i - request * units < few_units(p, f.count)) combine_few(p, f, i - request * units);
+    if (i - request * units < units_of(p, f.count, kFewFragments))
+      combine_few(p, f, i - request * units);
   }
 }
 
 #else
 
-// More fragments: a unit is a row and a slice of columns; kGroups groups of threads take every
-// kGroups-th fragment each, nine loads in flight, and meet in shared memory.
-constexpr int kManyRounds = 9;
-
-FMH_DEVICE constexpr int many_columns(int groups) { return 4 * kCombineThreads / groups; }
-
-// Eight groups halve the units where they suffice (up to 72 fragments); 16 reach kMaxParts.
-FMH_DEVICE int many_groups(int fragments) { return fragments <= 8 * kManyRounds ? 8 : 16; }
-static_assert(16 * kManyRounds >= kMaxParts, "a request has at most one fragment a part");
-
+// Many fragments: a unit is a row and a slice of columns; kGroups groups of threads take
+// every kGroups-th fragment each, kManyRounds loads in flight, and meet in shared memory.
 template <int kGroups>
 FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int unit,
-                             float4 (&shared)[kCombineThreads]) {
+                             float4 (&shared)[kTeamThreads]) {
   constexpr int kColumns = many_columns(kGroups), kSlices = kDimV / kColumns;
   constexpr int kLaneRounds = (kGroups * kManyRounds + 31) / 32;
-  const int thread = threadIdx.x, lane = thread & 31;
+  const int thread = team_thread(), lane = thread & 31;
   const int slot_row = unit / kSlices, first_column = unit % kSlices * kColumns;
-  const int group = thread / (kCombineThreads / kGroups);
-  const int column = first_column + thread % (kCombineThreads / kGroups) * 4;
+  const int group = thread / (kTeamThreads / kGroups);
+  const int column = first_column + thread % (kTeamThreads / kGroups) * 4;
   float4 stats[kLaneRounds];
   float maximum = kNoMax;
 #pragma unroll
   for (int k = 0; k < kLaneRounds; k++) {
-    stats[k] = load_stats(p, f, lane + 32 * k, slot_row);
+    stats[k] = load_stats(p, f, k, lane, slot_row);
     maximum = fmaxf(maximum, stats[k].x);
   }
-  const uint2 zero = make_uint2(0, 0);
   uint2 x[kManyRounds];
-  const u16* source = (const u16*)p.partial_out + (slot_row * (u32)kDimV + column);
+  const u32 within = slot_row * (u32)kDimV + column, step = f.step * kDimV;
+  const u32 at = f.rest * kDimV + group * step + within;
+  const u32 begin = group == 0 ? f.first * kDimV + within : at;
 #pragma unroll
   for (int i = 0; i < kManyRounds; i++) {
-    const int j = i * kGroups + group;
-    x[i] = j < f.count ? load4(source + f.row(j) * (u32)kDimV) : zero;
+    const u16* const source = (const u16*)p.partial_out + (i ? at + i * (kGroups * step) : begin);
+    x[i] = i * kGroups + group < f.count ? load4(source) : make_uint2(0, 0);
   }
   maximum = warp_max(maximum);
   float factor[kLaneRounds], sum = 0;
@@ -209,7 +236,7 @@ FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int
     add_scaled(total, __shfl_sync(kAllLanes, factor[i * kGroups / 32], j & 31), x[i]);
   }
   shared[thread] = total;
-  __syncthreads();
+  team_sync();
   const CombineRow r(p, slot_row);
   if (thread < kColumns / 2 && r.exists()) {
     const RowPlace place(p, r.tile, r.row);
@@ -226,58 +253,55 @@ FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int
     *(u32*)out = pack(a * inverse, b * inverse);
     if (thread == 0 && first_column == 0) store_lse(p, place, f.request, maximum, sum);
   }
-  __syncthreads();
-}
-
-FMH_DEVICE int many_units(const DenseDecodeParams& p, int fragments) {
-  return p.lanes * p.tile_rows * (kDimV / many_columns(many_groups(fragments)));
+  team_sync();
 }
 
 // Parts announce the requests that they split; the units of all of them form one line.
 FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
-  __shared__ int through[kCombineThreads];
-  __shared__ int2 info[kCombineThreads];
-  __shared__ float4 shared[kCombineThreads];
-  __shared__ int warp_total[kCombineThreads / 32];
+  constexpr int kWarps = (kMaxParts + 31) / 32;
+  __shared__ int info[kWarps * 32], through[kWarps * 32], warp_total[kWarps];
+  __shared__ float4 shared[kTeams][kTeamThreads];
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-  const int slot_rows = p.lanes * p.tile_rows;
-  int2 mine = make_int2(-1, 0);
-  int units = 0;
-  if (thread < p.parts) {
-    mine = __ldcg((const int2*)p.part_info + thread);
-    if (mine.y > 1) units = mine.y <= kFewFragments ? few_units(p, mine.y) : many_units(p, mine.y);
+  const int few = few_fragments(p);
+  const int mine = thread < p.parts ? __ldcg(p.part_info + thread) : 0;
+  const int units = units_of(p, split_fragments(mine), few);
+  int sum = 0;
+  if (warp < kWarps) {
+    sum = inclusive_scan(units, lane);
+    if (lane == 31) warp_total[warp] = sum;
   }
-  int sum = inclusive_scan(units, lane);
-  if (lane == 31) warp_total[warp] = sum;
-  info[thread] = mine;
   if (!__syncthreads_or(units > 0)) return;  // nothing was split: the usual case of large batches
   int total = 0;
 #pragma unroll
-  for (int i = 0; i < kCombineThreads / 32; i++) {
-    const int t = warp_total[i];
-    if (i < warp) sum += t;
-    total += t;
+  for (int i = 0; i < kWarps; i++) {
+    if (i < warp) sum += warp_total[i];
+    total += warp_total[i];
   }
-  through[thread] = sum;
+  if (warp < kWarps) {
+    info[thread] = mine;
+    through[thread] = sum;
+  }
   __syncthreads();
 
+  const u32 slot_rows = p.lanes * p.tile_rows;
 #pragma unroll 1
-  for (int unit = blockIdx.x; unit < total; unit += gridDim.x) {
+  for (int unit = team_of_grid(); unit < total; unit += teams_of_grid()) {
     int part = 0;  // the number of entries of `through` that are <= unit
 #pragma unroll
-    for (int step = kCombineThreads / 2; step; step >>= 1) {
-      if (through[part + step - 1] <= unit) part += step;
+    for (int i = 0; i < kWarps; i++) {
+      part += __popc(__ballot_sync(kAllLanes, through[i * 32 + lane] <= unit));
     }
     part = uniform(part);
-    const int local = unit - (part ? through[part - 1] : 0);
+    const int split = uniform(info[part]), local = unit - (part ? through[part - 1] : 0);
     const u32 slot = 2 * part * slot_rows;  // walk.h: FragmentWalk::slot
-    const Fragments f{info[part].x, uniform(info[part].y), slot + slot_rows, slot, 2u * slot_rows};
-    if (f.count <= kFewFragments) {
+    const Fragments f{split_request(split), split_fragments(split), slot + slot_rows, slot,
+                      2 * slot_rows};
+    if (f.count <= few) {
       combine_few(p, f, local);
     } else if (many_groups(f.count) == 8) {
-      combine_many<8>(p, f, local, shared);
+      combine_many<8>(p, f, local, shared[team_of_cta()]);
     } else {
-      combine_many<16>(p, f, local, shared);
+      combine_many<16>(p, f, local, shared[team_of_cta()]);
     }
   }
 }
@@ -286,7 +310,7 @@ FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
 
 }  // namespace fmh
 
-extern "C" __global__ void __launch_bounds__(fmh::kCombineThreads, 4)
+extern "C" __global__ void __launch_bounds__(fmh::kCombineThreads, 2)
     fmh_dense_combine(const __grid_constant__ DenseDecodeParams p) {
   fmh::wait_for_predecessors();
   fmh::release_successors();

@@ -16,4 +16,9 @@ FMH_DEVICE void named_arrive() {
   asm volatile("bar.arrive %0, %1;" ::"n"(kId), "n"(kThreads) : "memory");
 }
 
+FMH_DEVICE void named_sync(int id, int threads) {
+  test_delay();
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 }  // namespace fmh

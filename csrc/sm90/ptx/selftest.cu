@@ -2,15 +2,15 @@
 // Compiled with FMH_FP16 only; not part of any call.
 #include "sm90/ptx/copy.h"
 #include "sm90/ptx/fence.h"
+#include "sm90/ptx/matrix.h"
 #include "sm90/ptx/mbarrier.h"
-#include "sm90/ptx/stmatrix.h"
 #include "sm90/ptx/wgmma.h"
 
 namespace fmh {
 
 constexpr u32 kTile = 8192;  // [64 rows][128 bytes]
 
-enum Product { kScores, kSharedWeights, kRegisterWeights, kStoredWeights };
+enum Product { kScores, kSharedWeights, kRegisterWeights, kStoredWeights, kHeldScores };
 
 // Fragment of a 64 x 16 A operand, column `k0` on, of a row-major 64 x 64 matrix.
 FMH_DEVICE void load_fragment(const u16* a, int k0, u32 (&r)[4]) {
@@ -35,7 +35,8 @@ FMH_DEVICE void store_accumulator(float* out, const float (&x)[N]) {
 }  // namespace fmh
 
 // A: 64 x 64, one box of a rank-4 map; B: 64 rows x 256 columns, one box of four column tiles.
-// out: A * B[:, :64]^T (64 x 64) or A * B (64 x 256), float32. One warpgroup.
+// out: A * B[:, :64]^T (64 x 64) or A * B (64 x 256), float32; kHeldScores: the former, half of A
+// from registers. One warpgroup.
 extern "C" __global__ void __launch_bounds__(128)
     fmh_test_product(const __grid_constant__ fmh::TensorMap a_map,
                      const __grid_constant__ fmh::TensorMap b_map, const fmh::u16* a, float* out,
@@ -76,6 +77,28 @@ extern "C" __global__ void __launch_bounds__(128)
     for (int step = 0; step < 4; step++) {
       wgmma_qk(s, descriptor_k_major(a_tile + step * 32), descriptor_k_major(b + step * 32),
                step > 0);
+    }
+    wgmma_commit();
+    wgmma_wait();
+    pin(s);
+    store_accumulator(out, s);
+  } else if (product == kHeldScores) {
+    const u32 lane = threadIdx.x & 31, row = (threadIdx.x >> 5) * 16 + (lane & 15);
+    float s[32];
+#pragma unroll
+    for (int step = 2; step < 4; step++) {
+      const u32 chunk = (2 * step + (lane >> 4)) ^ (row & 7);
+      load_matrix_x4(weights[step], a_tile + row * 128 + (chunk << 4));
+    }
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 2; step++) {
+      wgmma_qk(s, descriptor_k_major(a_tile + step * 32), descriptor_k_major(b + step * 32),
+               step > 0);
+    }
+#pragma unroll
+    for (int step = 2; step < 4; step++) {
+      wgmma_qk_registers(s, weights[step], descriptor_k_major(b + step * 32));
     }
     wgmma_commit();
     wgmma_wait();

@@ -59,6 +59,22 @@ FMH_DEVICE void wgmma_qk(float (&s)[32], u64 a, u64 b, bool accumulate) {
       : "l"(a), "l"(b), "r"((int)accumulate));
 }
 
+// S (64 x 64) += A (64 x 16, registers) * B (64 x 16, shared, K-major) transposed.
+FMH_DEVICE void wgmma_qk_registers(float (&s)[32], const u32 (&a)[4], u64 b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." FMH_MMA_TYPES
+               " {"
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+               "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+               "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;\n"
+               : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3]), "+f"(s[4]), "+f"(s[5]), "+f"(s[6]),
+                 "+f"(s[7]), "+f"(s[8]), "+f"(s[9]), "+f"(s[10]), "+f"(s[11]), "+f"(s[12]),
+                 "+f"(s[13]), "+f"(s[14]), "+f"(s[15]), "+f"(s[16]), "+f"(s[17]), "+f"(s[18]),
+                 "+f"(s[19]), "+f"(s[20]), "+f"(s[21]), "+f"(s[22]), "+f"(s[23]), "+f"(s[24]),
+                 "+f"(s[25]), "+f"(s[26]), "+f"(s[27]), "+f"(s[28]), "+f"(s[29]), "+f"(s[30]),
+                 "+f"(s[31])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 // O (64 x 256) = or += A (64 x 16, registers) * B (16 x 256, shared, MN-major).
 FMH_DEVICE void wgmma_pv_registers(float (&o)[128], const u32 (&a)[4], u64 b, bool accumulate) {
   asm volatile(

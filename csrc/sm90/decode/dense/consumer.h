@@ -9,93 +9,10 @@
 // variant; so were the places of the fences. Issue and wait of a product sit in the same straight
 // line of code: under a branch, ptxas serialises every product (warning C7518).
 #pragma once
-#include "sm90/decode/dense/epilogue.h"
-#include "sm90/ptx/fence.h"
-#include "sm90/ptx/mbarrier.h"
+#include "sm90/decode/dense/operands.h"
 #include "sm90/ptx/named_barrier.h"
-#include "sm90/ptx/stmatrix.h"
-#include "sm90/ptx/wgmma.h"
 
 namespace fmh {
-
-// S += Q K^T over column tiles [kFirst, kLast) of one block.
-template <int kFirst, int kLast>
-FMH_DEVICE void multiply_qk(float (&s)[32], u32 k_block) {
-#pragma unroll
-  for (int t = kFirst; t < kLast; t++) {
-#pragma unroll
-    for (int step = 0; step < 4; step++) {
-      const u32 at = t * kTileBytes + step * 32;
-      wgmma_qk(s, descriptor_k_major(kSharedBase + kOffsetQ + at), descriptor_k_major(k_block + at),
-               t + step > 0);
-    }
-  }
-}
-
-// O += P V with P from this group's registers; `v` is the first column tile of the half.
-FMH_DEVICE void multiply_own_weights(float (&o)[128], const u32 (&weights)[4][4], u32 v) {
-#pragma unroll
-  for (int step = 0; step < 4; step++) {
-    wgmma_pv_registers(o, weights[step], descriptor_mn_major(v + step * 2048, kTileBytes), true);
-  }
-}
-
-// O += P V with the other group's P from shared memory.
-FMH_DEVICE void multiply_other_weights(float (&o)[128], u32 weights, u32 v) {
-#pragma unroll
-  for (int step = 0; step < 4; step++) {
-    wgmma_pv_shared(o, descriptor_k_major(weights + step * 32),
-                    descriptor_mn_major(v + step * 2048, kTileBytes), true);
-  }
-}
-
-// What a math thread knows of itself.
-template <int kGroup>
-struct MathThread {
-  int lane, warp;
-  int row;            // accumulator rows `row` and `row + 8`
-  u32 store_address;  // of its stmatrix row in a swizzled tile at 0
-  u32 store_chunk, store_swizzle;
-
-  FMH_DEVICE MathThread() {
-    lane = threadIdx.x & 31;
-    warp = uniform((threadIdx.x & (kGroupThreads - 1)) >> 5);
-    row = warp * 16 + (lane >> 2);
-    const u32 store_row = warp * 16 + (lane & 15);
-    store_address = store_row * 128;
-    store_chunk = lane >> 4;
-    store_swizzle = store_row & 7;
-  }
-
-  FMH_DEVICE void release(int half) const {
-    if (lane == 0) barrier_arrive(empty_barrier(half));
-  }
-
-  FMH_DEVICE void store_weights(u32 tile, const u32 (&weights)[4][4]) const {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const u32 chunk = (2 * i + store_chunk) ^ store_swizzle;
-      store_matrix_x4(tile + store_address + (chunk << 4), weights[i]);
-    }
-  }
-
-  FMH_DEVICE void publish(float* to, const float (&v)[2]) const {
-    if ((lane & 3) == 0) {
-      to[row] = v[0];
-      to[row + 8] = v[1];
-    }
-  }
-
-  FMH_DEVICE RowLimits limits(const DenseDecodeParams& p, const Tile& tile, int length) const {
-    RowLimits limits{{length, length}};
-    if (p.causal) {
-      const int first = length - p.s_q + 1, r = tile.first_row + row;
-      limits.limit[0] = min(length, first + small_quotient(r, p.group));
-      limits.limit[1] = min(length, first + small_quotient(r + 8, p.group));
-    }
-    return limits;
-  }
-};
 
 // Tokens past the length may hold NaN, which even a weight of zero would carry into O: rows of V
 // past it become zeros. (cp.async has written zeros already.)
@@ -124,7 +41,7 @@ FMH_DEVICE void wait_full(int half, u32 parity) {
 
 // S = Q K^T for the block in `buffer`, whose length ends inside it after `valid` tokens if < 64.
 template <int kGroup>
-FMH_DEVICE void compute_scores(char* smem, float (&s)[32], u32& parity, int valid) {
+FMH_DEVICE void compute_scores(char* smem, float (&s)[32], const HeldQ& q, u32& parity, int valid) {
   constexpr int left = kGroup == 0 ? kK0Left : kK1Left, right = left + 1;
   constexpr u32 offset = kGroup == 0 ? kOffsetK0 : kOffsetK1;
   wait_full(left, parity);
@@ -137,7 +54,8 @@ FMH_DEVICE void compute_scores(char* smem, float (&s)[32], u32& parity, int vali
   wait_full(right, parity);
   parity ^= 1;
   wgmma_fence();
-  multiply_qk<kLeftTiles, kColumnTiles>(s, kSharedBase + offset);
+  multiply_qk<kLeftTiles, kColumnTiles - kHeldTiles>(s, kSharedBase + offset);
+  multiply_held_qk(s, q, kSharedBase + offset);
   wgmma_commit();
   wgmma_wait();
   pin(s);
@@ -155,6 +73,7 @@ FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile
   const int row = me.row;
   float s[32], o[128];
   u32 weights[4][4];
+  HeldQ held;
   u32 parity_k = 0, parity_q = 0, parity_sums = 0;
 
   FragmentWalk<true> walk(smem, p);
@@ -173,13 +92,14 @@ FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile
     for (int i = 0; i < 16; i++) weights[i >> 2][i & 3] = 0;
     barrier_wait(kQFull, parity_q);
     parity_q ^= 1;
+    me.hold_q(held);
 
 #pragma unroll 1
     for (int j = walk.begin; j < walk.end; j += 2) {
       const bool two = j + 1 < walk.end, last = j + 2 >= walk.end;
       const bool masked = (j + 1 + kGroup) * kBlockTokens > least_limit;
       if constexpr (kGroup == 0) {
-        compute_scores<0>(smem, s, parity_k, length - j * kBlockTokens);
+        compute_scores<0>(smem, s, held, parity_k, length - j * kBlockTokens);
         me.release(kK0Right);
         if (last && me.lane == 0) barrier_arrive(kQEmpty);
         if (masked) mask_scores(s, j, me.limits(p, tile, length), me.lane);
@@ -211,7 +131,7 @@ FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile
         }
       } else {
         if (two) {
-          compute_scores<1>(smem, s, parity_k, length - (j + 1) * kBlockTokens);
+          compute_scores<1>(smem, s, held, parity_k, length - (j + 1) * kBlockTokens);
           me.release(kK1Left);
         }
         if (last && me.lane == 0) barrier_arrive(kQEmpty);

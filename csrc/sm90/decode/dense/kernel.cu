@@ -8,8 +8,8 @@
 namespace fmh {
 
 // 168 for each thread at entry, moved between the warpgroups; gathering needs more of them.
-constexpr int kMathRegisters = FMH_PAGES == 1 ? 224 : 232;
-constexpr int kProducerRegisters = FMH_PAGES == 1 ? 56 : 40;
+constexpr int kMathRegisters = FMH_PAGES == 1 ? 224 : 240;
+constexpr int kProducerRegisters = FMH_PAGES == 1 ? 56 : 24;
 static_assert(2 * kMathRegisters + kProducerRegisters == 3 * 168, "the register file");
 
 FMH_DEVICE void init_barriers() {
@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(fmh::kThreads, 1)
                      const __grid_constant__ fmh::TensorMap k_right,
                      const __grid_constant__ DenseDecodeParams p) {
   extern __shared__ __align__(1024) char smem[];
-  const int position = fmh::small_quotient(blockIdx.x, p.lanes);
+  const int position = fmh::uniform(fmh::small_quotient(blockIdx.x, p.lanes));
   const fmh::Tile tile(p, blockIdx.x - position * p.lanes);
   if (threadIdx.x == 0) {
     if (fmh::shared_address(smem) != fmh::kSharedBase) asm volatile("trap;");

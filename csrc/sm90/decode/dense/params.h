@@ -19,8 +19,8 @@ struct DenseDecodeParams {
                              // each half of a row divided by a scale
   float* partial_stats;      // (slots, lanes * tile_rows, 4): row maximum (log2 units), row sum,
                              // scales of the left and the right half
-  int* part_info;            // (parts, 2): request split at the part's end (-1: none), fragments;
-                             // null where no combine follows
+  int* part_info;            // (parts,): request * 256 + fragments of the request split at the
+                             // part's end, 0: none; null where no combine follows
 
   long long block_table_stride;                                   // elements
   long long k_stride_page, k_stride_token, k_stride_head;         // elements; FMH_PAGES 1 only

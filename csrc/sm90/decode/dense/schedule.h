@@ -40,6 +40,12 @@ FMH_DEVICE int chunk_blocks(const DenseDecodeParams& p, int blocks) {
 // Fragments of a row that one warp merges in the combine kernel; more take a slower way.
 constexpr int kFewFragments = 32;
 
+// What a part tells the combine kernel of the request that it splits; 0: none.
+FMH_DEVICE int split_info(int request, int fragments) { return request << 8 | fragments; }
+FMH_DEVICE int split_request(int info) { return info >> 8; }
+FMH_DEVICE int split_fragments(int info) { return info & 255; }
+static_assert(kMaxParts < 256, "a request has at most one fragment a part");
+
 FMH_DEVICE int request_length(const DenseDecodeParams& p, int request) {
   return min(max(p.cache_seqlens[request], 0), p.capacity);
 }
@@ -281,9 +287,8 @@ FMH_DEVICE int schedule(char* smem, const DenseDecodeParams& p, int part, int la
     const bool starts_split =
         result->last_block > 0 &&
         (result->last_request > result->first_request || result->first_block == 0);
-    p.part_info[2 * part] = starts_split ? result->last_request : -1;
-    p.part_info[2 * part + 1] =
-        starts_split ? cuts.last_before(result->last_cut_position) - part + 1 : 0;
+    const int fragments = cuts.last_before(result->last_cut_position) - part + 1;
+    p.part_info[part] = starts_split ? split_info(result->last_request, fragments) : 0;
   }
 #endif
   return part;
