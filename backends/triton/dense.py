@@ -21,15 +21,18 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _scores(qc, qr, kc, kr, scale, ROPE: tl.constexpr, BREAK: tl.constexpr):
-    if ROPE:
-        if BREAK:  # two chains: see config.Config.break_chain
-            s = tl.dot(qr, tl.trans(kr)) * scale + tl.dot(qc, tl.trans(kc)) * scale
-        else:
-            s = tl.dot(qr, tl.trans(kr), tl.dot(qc, tl.trans(kc))) * scale
+def scores(qc, qr, kc, kr, scale, ROPE: tl.constexpr, BREAK: tl.constexpr):
+    """Scores, and what they are still to be multiplied by."""
+    if ROPE and BREAK:
+        # Two chains (see config.Config.break_chain): the compiler joins bare products.
+        s = tl.dot(qr, tl.trans(kr)) * scale + tl.dot(qc, tl.trans(kc)) * scale
+        factor = 1.0
     else:
-        s = tl.dot(qc, tl.trans(kc)) * scale
-    return s
+        s = tl.dot(qc, tl.trans(kc))
+        factor = scale
+        if ROPE:
+            s = tl.dot(qr, tl.trans(kr), s)
+    return s, factor
 
 
 @triton.jit
@@ -68,7 +71,7 @@ def _block(
     else:
         kc = tl.load(pc)
         kr = tl.load(pr) if DR > 0 else kc
-    x = _scores(qc, qr, kc, kr, scale, DR > 0, BREAK)
+    x, scale = scores(qc, qr, kc, kr, scale, DR > 0, BREAK)
     if MASK:
         x = tl.where(n[None, :] < limit[:, None], x, -float("inf"))
     if BREAK:
@@ -76,13 +79,13 @@ def _block(
         # warps along M; at 64 rows both warpgroups would then compute the whole score tile. The
         # analysis does not look through an `if`, and S becomes one half per warpgroup.
         if length > -1:
-            p, alpha, m, total = softmax.step(x, m, total, SPREAD)
+            p, alpha, m, total = softmax.step(x, scale, m, total, SPREAD)
             p = p.to(kc.dtype)
         else:
             p = x.to(kc.dtype)
             alpha = m
     else:
-        p, alpha, m, total = softmax.step(x, m, total, SPREAD)
+        p, alpha, m, total = softmax.step(x, scale, m, total, SPREAD)
         p = p.to(kc.dtype)
     acc = tl.dot(p, kc, acc * alpha[:, None])
     return m, total, acc
@@ -117,8 +120,7 @@ def dense_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         if BATCH > 32:
-            # The combine takes what room is left, plans and waits. In a small batch it has much
-            # to do, and would crowd on the multiprocessors that finish first.
+            # The combine takes what room is left, plans and waits.
             tl.extra.cuda.gdc_launch_dependents()
     pid = tl.program_id(0)
     tile = pid % tiles
@@ -201,6 +203,10 @@ def dense_kernel(
                         kv, page_stride, row, offset_c, offset_r, cols, cols_r, tokens,
                         N, PAGE, DR, True, BREAK, SPREAD,
                     )  # fmt: skip
+            if PDL and BATCH <= 32:
+                # In a small batch the combine has much to do, and would crowd on the
+                # multiprocessors that finish first if it came before.
+                tl.extra.cuda.gdc_launch_dependents()
             inv, log_sum, alive = softmax.finish(m, total, SPREAD)
             o = acc * inv[:, None]
             if (b0 == 0) & (b1 == n_r):

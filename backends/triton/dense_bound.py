@@ -27,6 +27,7 @@ from flashmla_hub.backends.triton.host import (
     VECTOR,
     multiprocessors,
     on_device,
+    positive,
     vectors,
 )
 from flashmla_hub.backends.triton.launch import Launcher, capturing
@@ -70,14 +71,14 @@ class DenseKernel(BoundKernel):
             "ROW": 0 if key.kv_strides == TOKEN_STRIDED else key.h_kv * key.d_qk,
             "CAUSAL": key.causal,
             "STAGES": config.num_stages,
-            "SPLIT_TAIL": config.split_tail,
             "BREAK": config.break_chain,
             "SPREAD": config.spread,
         }
         early = {"launch_pdl": True} if config.pdl else {}
         options = {"num_warps": config.num_warps, **early, **dict(config.options)}
         self._main = {
-            n: Launcher(dense_kernel, {**main, "BATCH": n}, options) for n in BATCH_CLASSES
+            n: Launcher(dense_kernel, {**main, "BATCH": n, "SPLIT_TAIL": self._tail(n)}, options)
+            for n in BATCH_CLASSES
         }
         fn = gluon_bound.gluon_kernel(config.gluon) if config.gluon else None
         self._gluon = {
@@ -94,6 +95,11 @@ class DenseKernel(BoundKernel):
             for tile in self._combine_tiles(n)
         }
         self._choice: dict[int, tuple[int, Combine]] = {}  # by batch, once compiled
+
+    def _tail(self, n: int) -> bool:
+        """Whether the class of batches up to ``n`` masks in a loop of its own."""
+        largest = BATCH_CLASSES[-1] if self.key.batch_invariant else n  # one form, one set of bits
+        return 0 < self.config.split_tail <= largest
 
     def _combine_tile(self, batch: int) -> Combine:
         if self.key.batch_invariant:
@@ -148,6 +154,7 @@ class DenseKernel(BoundKernel):
         assert target is not None
         width = block_table.shape[1]
         capacity = min(width * key.page_block_size, MAX_TOKENS)
+        q, softmax_scale = positive(q, softmax_scale)
         slot_stride, most = self._slots(capacity)
         with on_device(q):
             for a in range(0, batch, most):

@@ -168,9 +168,9 @@ def gluon_dense_kernel(
             s = warpgroup_mma(qc, kc.permute((1, 0)), zero, use_acc=False, is_async=True)
             s = warpgroup_mma(qr, kr.permute((1, 0)), s, is_async=True)
             s = warpgroup_mma_wait(0, deps=(s,))
-            x = gl.where((i * 64 + tokens)[None, :] < limit[:, None], s * scale, -float("inf"))
-            new = gl.maximum(m, gl.max(x, 1))
-            p = gl.exp2(x - new[:, None])
+            x = gl.where((i * 64 + tokens)[None, :] < limit[:, None], s, -float("inf"))
+            new = gl.maximum(m, gl.max(x, 1) * scale)  # scale > 0
+            p = gl.exp2(x * scale - new[:, None])
             alpha = gl.exp2(m - new)
             m = new
             ps.store(p.to(dtype))

@@ -151,17 +151,16 @@ def _warpgroup(
             s = warpgroup_mma(q_right, k_right.permute((1, 0)), s, is_async=True)
             s = warpgroup_mma(q_rope, ropes.index(W).permute((1, 0)), s, is_async=True)
             s = warpgroup_mma_wait(0, deps=(s,))
-            x = s * scale
             if (i + W + 1) * 64 > shared:
-                x = gl.where(((i + W) * 64 + tokens)[None, :] < limit[:, None], x, -float("inf"))
-            top = gl.max(x, 1)
+                s = gl.where(((i + W) * 64 + tokens)[None, :] < limit[:, None], s, -float("inf"))
+            top = gl.max(s, 1) * scale  # scale > 0
             ragged = (i + 2) * 64 > stop
             if W == 0:
                 m_0 = gl.maximum(m, top)
                 maxima.index(0).store(m_0)
                 _barrier()
                 mbarrier.arrive(max_0, count=1)
-                p = gl.exp2(x - m_0[:, None])
+                p = gl.exp2(s * scale - m_0[:, None])
                 alpha = gl.exp2(m - m_0)
                 total = total * alpha + gl.sum(p, 1)
                 o = o * gl.convert_layout(alpha, gl.SliceLayout(1, O))[:, None]
@@ -192,7 +191,7 @@ def _warpgroup(
             else:
                 mbarrier.wait(max_0, phase)
                 new = gl.maximum(maxima.index(0).load(ROW), top)
-                p = gl.exp2(x - new[:, None])
+                p = gl.exp2(s * scale - new[:, None])
                 alpha = gl.exp2(m - new)
                 m = new
                 maxima.index(1).store(new)

@@ -32,6 +32,13 @@ def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
+def positive(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """An equal problem whose scale is above 0, as the kernels take it."""
+    if scale > 0:
+        return q, scale
+    return (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
+
+
 def vectors(tensor: Tensor) -> bool:
     """Whether base and strides are whole 16-byte vectors, as the kernels store them."""
     unit = 16 // tensor.element_size()

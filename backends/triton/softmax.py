@@ -14,13 +14,15 @@ def start(H: tl.constexpr, N: tl.constexpr, SPREAD: tl.constexpr):
 
 
 @triton.jit
-def step(x, m, total, SPREAD: tl.constexpr):
-    """Weights of scores ``x`` (log2 units), the rescale of what came before, and the new state.
+def step(x, scale, m, total, SPREAD: tl.constexpr):
+    """Weights of scores ``x * scale`` (log2 units), the rescale of what came before, and the new
+    state. ``scale`` is above 0: the largest x is the largest score, and the product becomes part
+    of the subtraction.
 
     SPREAD keeps the sum per column and adds up once at the end: no cross-lane work in the loop.
     """
-    new = tl.maximum(m, tl.max(x, 1))
-    p = tl.exp2(x - new[:, None])
+    new = tl.maximum(m, tl.max(x, 1) * scale)
+    p = tl.exp2(x * scale - new[:, None])
     alpha = tl.exp2(m - new)
     if SPREAD:
         total = total * alpha[:, None] + p

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from flashmla_hub.backends.triton import softmax
 from flashmla_hub.backends.triton.combine import merge_splits
+from flashmla_hub.backends.triton.dense import scores
 from flashmla_hub.backends.triton.kv import dequantize, fetch, load_slots, prefetch
 
 LN2 = tl.constexpr(0.6931471805599453)
@@ -20,23 +21,18 @@ def _attend(
     qc, qr, m, total, acc, acc_r, slot, kc, kr, scale,
     V_ROPE: tl.constexpr, DR: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
-    if DR > 0 and BREAK:
-        x = tl.dot(qr, tl.trans(kr)) * scale + tl.dot(qc, tl.trans(kc)) * scale
-    elif DR > 0:
-        x = tl.dot(qr, tl.trans(kr), tl.dot(qc, tl.trans(kc))) * scale
-    else:
-        x = tl.dot(qc, tl.trans(kc)) * scale
+    x, scale = scores(qc, qr, kc, kr, scale, DR > 0, BREAK)
     x = tl.where((slot >= 0)[None, :], x, -float("inf"))
     if BREAK:
         # Always true; see dense._block.
         if tl.max(slot, 0) > -2:
-            p, alpha, m, total = softmax.step(x, m, total, SPREAD)
+            p, alpha, m, total = softmax.step(x, scale, m, total, SPREAD)
             p = p.to(kc.dtype)
         else:
             p = x.to(kc.dtype)
             alpha = m
     else:
-        p, alpha, m, total = softmax.step(x, m, total, SPREAD)
+        p, alpha, m, total = softmax.step(x, scale, m, total, SPREAD)
         p = p.to(kc.dtype)
     acc = tl.dot(p, kc, acc * alpha[:, None])
     if V_ROPE:

@@ -19,6 +19,7 @@ from flashmla_hub.backends.triton.host import (
     VECTOR,
     multiprocessors,
     on_device,
+    positive,
     vectors,
 )
 from flashmla_hub.backends.triton.launch import Launcher
@@ -142,6 +143,7 @@ class SparseKernel(BoundKernel):
     ) -> None:  # fmt: skip
         """q, out (batch, s_q, h, d); indices (batch, s_q, h_kv, topk); lse (batch, h_q, s_q)."""
         key, config = self.key, self.config
+        q, softmax_scale = positive(q, softmax_scale)
         batch, s_q = q.shape[:2]
         queries = batch * s_q
         splits = self.splits_for(queries, topk)

@@ -94,9 +94,11 @@ def sparse_decode(
     page: int = 64, dims: tuple[int, int] = (576, 512), dtype: str = "bfloat16",
     counts: list[int] | None = None, sink: bool = False, extra: int = 0, extra_page: int = 16,
     extra_counts: list[int] | None = None, arch: str = "sm_90", parts: int = 8,
-    invariant: bool = False, config: Config | None = None, seed: int = 0,
+    invariant: bool = False, config: Config | None = None, scale: float | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     d, d_v = dims if layout == "dense" else (kv_format.get(layout).d_qk, 512)
+    scale = d**-0.5 if scale is None else scale
     g = torch.Generator().manual_seed(seed)
     key = KernelKey(
         op=SPARSE_DECODE, s_q=s_q, h_q=h_q, d_qk=d, d_v=d_v, page_block_size=page, dtype=dtype,

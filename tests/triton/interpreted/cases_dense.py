@@ -8,8 +8,8 @@ from calls import dense
 
 from flashmla_hub.backends.triton.config import Config
 
-TAIL_APART = Config(16, 32, 8, 3, split_tail=True)
-HOPPER_64 = Config(64, 64, 8, 2, split_tail=True, break_chain=True, spread=True)
+TAIL_APART = Config(16, 32, 8, 3, split_tail=1)
+HOPPER_64 = Config(64, 64, 8, 2, split_tail=1, break_chain=True, spread=True)
 
 
 @pytest.mark.parametrize("parts", [1, 3, 7])

@@ -37,6 +37,11 @@ def test_batch_invariant_form(layout: str) -> None:
     sparse_decode(layout=layout, topk=200, invariant=True, h_q=4, batch=1)
 
 
+@pytest.mark.parametrize("scale", [-0.05, 0.0])
+def test_scales_that_are_not_positive(scale: float) -> None:
+    sparse_decode(topk=20, batch=1, h_q=4, sink=True, scale=scale)
+
+
 def test_no_valid_entry() -> None:
     sparse_decode(counts=[0, -4], sink=True, h_q=8)
 
