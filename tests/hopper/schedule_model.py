@@ -97,18 +97,17 @@ def schedule(lengths: list[int], cfg: Config) -> list[PartPlan]:
     overhead = [request_overhead(cfg, r, n) for r, n in enumerate(blocks)]
     total = sum(blocks) + sum(overhead)
     used = worth(cfg, batch, total)
-    if batch > 32:
+    useful = worth(cfg, batch, sum(blocks))
+    even = useful // batch * batch
+    if max(blocks) == min(blocks) and (useful - even) * 8 <= useful:
+        overhead, total, used = [0] * batch, sum(blocks), even
+    elif batch > 32:
         whole = _whole_requests(blocks, overhead, total, cfg)
         if whole is not None:
             return [
                 _walk(_Result((begin, 0), (end, 0)), part, blocks, lengths, cfg)
                 for part, (begin, end) in enumerate(whole)
             ]
-    if max(blocks) == min(blocks):
-        useful = worth(cfg, batch, sum(blocks))
-        even = useful // batch * batch
-        if (useful - even) * 8 <= useful:
-            overhead, total, used = [0] * batch, sum(blocks), even
     cuts = Cuts(total, used)
     results = []
     for part in range(cfg.parts):

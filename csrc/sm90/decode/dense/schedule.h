@@ -135,19 +135,20 @@ struct CostLine {
   }
 
   // Requests of equal length: the same number of parts for every request and no charge for
-  // requests, if at most an eighth of the parts stays idle.
-  FMH_DEVICE void settle(const DenseDecodeParams& p, bool equal, int equal_blocks) {
+  // requests, if at most an eighth of the parts stays idle. True where that is so.
+  FMH_DEVICE bool settle(const DenseDecodeParams& p, bool equal, int equal_blocks) {
     request_cost = p.request_cost;
     used = worth(p, total);
-    if (!equal) return;
+    if (!equal) return false;
     const int without_charge = p.batch * equal_blocks;
     const int useful = worth(p, without_charge);
     const int even = small_quotient(useful, p.batch) * p.batch;
-    if ((useful - even) * 8 > useful) return;
+    if ((useful - even) * 8 > useful) return false;
     request_cost = 0;
     used = even;
     before = begin * equal_blocks;
     total = without_charge;
+    return true;
   }
 };
 
@@ -207,6 +208,8 @@ FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
     line.total += t;
   }
 
+  if (line.settle(p, equal, first_blocks)) return line;
+
   // Whole requests only, each to the part its middle falls into, if that balances to within 5 %
   // and two blocks: no partial results, no combine. The parts that stay idle lie between the
   // others: at 16 heads that is 0.6 % faster than all at the end, where equal lengths would put
@@ -236,7 +239,6 @@ FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
       atomicMax(&result->whole_end, last);
     }
   }
-  line.settle(p, equal, first_blocks);
   return line;
 }
 
