@@ -119,6 +119,7 @@ def prepare(
             cut.q_heads, cut.q_boxes, cut.q_box_bytes, head_tiles,
             tuning.request_cost, tuning.min_part_blocks,
             tuning.prefetch if cut.tiles >= 2 and not gathered else 0,
+            tuning.evict_first // key.h_kv, tuning.evict_half // key.h_kv,
             cut.chunk_blocks, chunks, softmax_scale * _LOG2_E,
         )  # fmt: skip
         slices.append(

@@ -23,6 +23,10 @@ class Tuning:
     request_cost: int = 2  # what one more request costs a part, in blocks
     min_part_blocks: int = 1  # a part is given at least this many blocks; a power of two
     prefetch: int = 40  # mean blocks of a part from which on tiles prefetch into L2; 0: never
+    # Most blocks (of all KV heads) of which L2 is told to evict them first, so that what it holds
+    # need not be written back or lost. A block is 73,728 bytes, L2 680 of them.
+    evict_first: int = 3400
+    evict_half: int = 680  # most blocks of which only every second line is marked
 
 
 FILE = ConfigFile("hopper", 1, lambda fields: Tuning(**fields))
@@ -53,12 +57,16 @@ def trials(key: KernelKey, device: DeviceInfo) -> dict[str, Tuning]:
         *({"request_cost": n} for n in (1, 2, 4)),
         *({"min_part_blocks": n} for n in (1, 2, 4)),
         *({"prefetch": n} for n in (0, 1, 24, 40, 64)),
+        *({"evict_first": n} for n in (0, 2560, 3400, 5120)),
     )
     return {label(found): found for found in (replace(base, **change) for change in changes)}
 
 
 def label(found: Tuning) -> str:
-    return f"cost {found.request_cost}, part {found.min_part_blocks}, prefetch {found.prefetch}"
+    return (
+        f"cost {found.request_cost}, part {found.min_part_blocks}, prefetch {found.prefetch}, "
+        f"evict first {found.evict_first}"
+    )
 
 
 @lru_cache(maxsize=1)

@@ -52,7 +52,8 @@ def test_the_base_request(driver: ctypes.CDLL, backend: HopperBackend) -> None:
     assert (p.page_block_size, p.capacity, p.causal) == (64, 30 * 64, 0)
     assert (p.q_heads, p.q_boxes, p.q_box_bytes, p.kv_head_tiles) == (128, 1, 73728, 0)
     setting = tuned.tuning(call.key, DeviceInfo("nvidia", "sm_90", "cuda"))
-    assert (p.request_cost, p.min_part_blocks, p.prefetch) == astuple(setting)
+    said = (p.request_cost, p.min_part_blocks, p.prefetch, p.evict_first, p.evict_half)
+    assert said == astuple(setting)
     assert p.scale_log2 == pytest.approx(0.25 * math.log2(math.e))
     assert tensor_map(decode, 0) == {
         "address": call.q.data_ptr(),

@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(128)
   if (threadIdx.x == 0) {
     barrier_arrive_expect(full, 5 * kTile);
     tma_load(a_tile, &a_map, 0, 0, 0, 0, full);
-    tma_load(b, &b_map, 0, 0, 0, 0, full);
+    tma_load(b, &b_map, 0, 0, 0, 0, full, l2_policy(kEvictAll));
   }
   barrier_wait(full, 0);
   u32 weights[4][4];
@@ -148,7 +148,7 @@ extern "C" __global__ void fmh_test_gather(const fmh::u16* source, fmh::u16* out
   rows[threadIdx.x] = make_uint4(~0u, ~0u, ~0u, ~0u);
   __syncthreads();
   copy_16_or_zero(shared_address(&rows[threadIdx.x]), source + threadIdx.x * 8,
-                  (int)threadIdx.x < valid ? 16 : 0);
+                  (int)threadIdx.x < valid ? 16 : 0, l2_policy(kEvictHalf));
   barrier_arrive_after_copies(full);
   barrier_wait(full, 0);
   ((uint4*)out)[threadIdx.x] = rows[63 - threadIdx.x];  // another thread's row

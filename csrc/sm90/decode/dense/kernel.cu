@@ -7,10 +7,11 @@
 
 namespace fmh {
 
-// 168 for each thread at entry, moved between the warpgroups; gathering needs more of them.
-constexpr int kMathRegisters = FMH_PAGES == 1 ? 224 : 240;
-constexpr int kProducerRegisters = FMH_PAGES == 1 ? 56 : 24;
-static_assert(2 * kMathRegisters + kProducerRegisters == 3 * 168, "the register file");
+// 168 for each thread at entry, moved between the warpgroups. The producer needs more of them where
+// it walks chunks, and most where it gathers.
+constexpr int kProducerRegisters = FMH_PAGES == 1 ? 56 : FMH_BATCH_INVARIANT ? 40 : 24;
+constexpr int kMathRegisters = (3 * 168 - kProducerRegisters) / 2;
+static_assert(kMathRegisters % 8 == 0, "setmaxnreg");
 
 FMH_DEVICE void init_barriers() {
 #pragma unroll

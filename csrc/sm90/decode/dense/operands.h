@@ -10,8 +10,8 @@ namespace fmh {
 
 // The last column tiles of Q stay in registers from one block to the next. Every block then reads
 // that much less from shared memory, and energy is what bounds large tiles: two tiles are 2.5 % at
-// s_q 2, 128 heads. More do not fit; beside a gathering producer none does.
-constexpr int kHeldTiles = FMH_PAGES == 1 ? 0 : 2;
+// s_q 2, 128 heads. More do not fit; none does beside a producer that gathers.
+constexpr int kHeldTiles = FMH_PAGES == 1 ? 0 : FMH_BATCH_INVARIANT ? 1 : 2;
 using HeldQ = u32[kHeldTiles > 0 ? kHeldTiles : 1][4][4];
 
 // S += Q K^T over column tiles [kFirst, kLast) of one block, Q from shared memory.

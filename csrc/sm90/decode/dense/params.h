@@ -48,6 +48,8 @@ struct DenseDecodeParams {
   int min_part_blocks;  // a part is given at least this many blocks; a power of two
   int prefetch;         // mean blocks of a part from which on its tiles prefetch the next pair of
                         // blocks into L2 together; 0: never
+  int evict_first;      // most blocks of the batch at which L2 is told to evict K first
+  int evict_half;       // most blocks at which that is said of every second line only
 
   int chunk_blocks;  // batch invariant: least blocks of a chunk
   int max_chunks;    // batch invariant: slots per request, min(32, ceil(blocks of capacity /

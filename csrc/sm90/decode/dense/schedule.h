@@ -8,6 +8,7 @@
 #pragma once
 #include "sm90/decode/dense/layout.h"
 #include "sm90/decode/dense/params.h"
+#include "sm90/ptx/priority.h"
 
 namespace fmh {
 
@@ -17,6 +18,7 @@ struct ScheduleResult {
   int whole_begin, whole_end;  // requests of this part when none is split
   int last_cut_position;       // a later cut than this spares the request cut at the end
   bool prefetch;               // parts are long: short ones only add to the first loads of all
+  EvictFirst evict;            // K that is prefetched, or many times L2, is like other data
 
   FMH_DEVICE void reset(int part, int batch) {  // no cut found: part 0 has all, the others nothing
     first_request = part == 0 ? 0 : batch;
@@ -260,6 +262,8 @@ FMH_DEVICE int schedule(char* smem, const DenseDecodeParams& p, int part, int la
   const Cuts cuts(line.total, line.used);
   if (threadIdx.x == 0) {
     result->prefetch = p.prefetch > 0 && line.total >= p.prefetch * line.used;
+    const bool few = !result->prefetch && line.total <= p.evict_first;
+    result->evict = !few ? kEvictNone : line.total <= p.evict_half ? kEvictHalf : kEvictAll;
   }
   if (!whole) {
     part = uniform(spread_part(part, line.used, p.parts));
