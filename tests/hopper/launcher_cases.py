@@ -80,6 +80,7 @@ def test_a_strided_pool_and_grouped_rows(driver: ctypes.CDLL, backend: HopperBac
     assert (p.group, p.rows, p.tile_rows, p.tiles, p.lanes, p.parts) == (12, 36, 36, 1, 2, 66)
     assert (p.q_heads, p.q_boxes, p.q_box_bytes) == (12, 9, 64 * 36 * 2)
     assert (p.causal, p.kv_head_tiles, p.prefetch) == (1, 9, 0)
+    assert (p.evict_first, p.evict_half) == (1700, 340)  # of two KV heads each
     q, k = tensor_map(decode, 0), tensor_map(decode, 1)
     assert q["dims"] == (64, 24, 3, 9, 4)
     assert q["strides"] == (1152, 30 * 1152, 128, 90 * 1152)

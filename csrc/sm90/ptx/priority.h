@@ -1,4 +1,4 @@
-// What L2 evicts first of what copies read: nothing, every second line, or all of it.
+// What L2 is told to evict first of what copies read: nothing, every second line, or all of it.
 #pragma once
 
 namespace fmh {

@@ -213,9 +213,7 @@ FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
   if (line.settle(p, equal, first_blocks)) return line;
 
   // Whole requests only, each to the part its middle falls into, if that balances to within 5 %
-  // and two blocks: no partial results, no combine. The parts that stay idle lie between the
-  // others: at 16 heads that is 0.6 % faster than all at the end, where equal lengths would put
-  // them.
+  // and two blocks: no partial results, no combine.
   if (p.batch * 21 >= p.parts * 20 && line.total > 0) {
     const int shift = max(0, 10 - __clz(line.total));
     const u32 twice = (u32)(2 * line.total) >> shift;
@@ -244,8 +242,8 @@ FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
   return line;
 }
 
-// The part of the CTAs at `position` of the grid. Those that stay idle lie between the others, not
-// side by side at the end: memory serves the rest more evenly.
+// The part of the CTAs at `position` of the grid. Idle ones lie between the others, not side by
+// side at the end: memory serves the rest more evenly.
 FMH_DEVICE int spread_part(int position, int used, int parts) {
   const int before = small_quotient(position * used + parts - 1, parts);
   const int through = small_quotient((position + 1) * used + parts - 1, parts);
