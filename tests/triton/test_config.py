@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flashmla_hub.backends.triton import config, tuned
+from flashmla_hub.backends.triton.dense_bound import BATCH_CLASSES, DenseKernel
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import KernelKey
 
@@ -36,6 +37,19 @@ def test_the_gluon_form_is_asked_for_on_hopper_from_33_rows_only() -> None:
     assert not config.config_for(KernelKey(h_q=32), H100).gluon
     for change in ({"page_block_size": 16}, {"batch_invariant": True}, {"d_qk": 512}):
         assert not config.config_for(KernelKey(h_q=128).with_(**change), H100).gluon
+
+
+def test_masked_blocks_have_a_loop_of_their_own_in_large_batches_only() -> None:
+    def tails(key: KernelKey) -> list[bool]:
+        kernel = DenseKernel(key, H100, config.config_for(key, H100))
+        offered = (found for n in BATCH_CLASSES for found in kernel.launchers(n))
+        return [mine.constants["SPLIT_TAIL"] for name, mine, _ in offered if name == "dense"]
+
+    key = KernelKey(h_q=32)
+    assert tails(KEY) == [False] * len(BATCH_CLASSES)
+    assert tails(key) == [n > 32 for n in BATCH_CLASSES]
+    # the batch decides the class, and must not decide the bits
+    assert tails(key.with_(batch_invariant=True)) == [True] * len(BATCH_CLASSES)
 
 
 def test_a_measured_config_replaces_the_shipped_one_but_never_for_batch_invariance() -> None:
