@@ -16,7 +16,7 @@ MAX_PARTS = 144  # shares of the batch that the combine kernel keeps track of
 MAX_CAPACITY = 2**31 - 64
 PARTIAL_ROW_BYTES = 2 * D_V + 16  # a row of partial_out (fp16) and of partial_stats (4 floats)
 
-# struct DenseDecodeParams: 8 pointers; then 10 strides, 22 ints, scale_log2
+# struct DenseDecodeParams: 8 pointers; then 10 strides, 22 ints, scale_log2 and its padding
 POINTERS = struct.Struct("=8Q")
 TAIL = struct.Struct("=10q22if4x")
 PARAMS_BYTES = POINTERS.size + TAIL.size
