@@ -1,10 +1,11 @@
-"""Versions of the Hopper backend beside each other and FlashMLA, in one process: an A/B test.
+"""Versions of one of our backends beside each other and FlashMLA, in one process: an A/B test.
 
     git archive HEAD~1 backends csrc | tar x -C /somewhere/before
     PYTHONPATH=... python benchmarks/ab.py before=/somewhere/before now=. [--grid std] [--graph]
+    PYTHONPATH=... python benchmarks/ab.py --backend triton before=/somewhere/before now=.
 
-A version is a folder with ``backends/hopper`` and ``csrc``: its host code and its kernels come from
-there, the rest of the hub from this checkout. Calls are interleaved, so that the clock's
+A version is a folder with ``backends`` and ``csrc``: the backend's host code and its kernels come
+from there, the rest of the hub from this checkout. Calls are interleaved, so that the clock's
 wandering hits all alike: code generation is fragile, and 1 % between two runs says nothing. Without
 ``flash_mla`` on PYTHONPATH the first version is what the others are compared with. Rows show
 microseconds and (FlashMLA or first) / version; the last column is the distance of the outputs.
@@ -13,8 +14,9 @@ microseconds and (FlashMLA or first) / version; the last column is the distance 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import sys
+import tempfile
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,22 +34,27 @@ from flashmla_hub.bench.shapes import Case, Shape, make_case
 from flashmla_hub.bench.timing import DeviceClock
 
 PEER = "upstream"
+BACKENDS = {"hopper": "HopperBackend", "triton": "TritonBackend"}
 ROUNDS = 3  # graphs are captured this many times, the quickest counts
 
 
-def load(name: str, folder: Path) -> Any:
+def load(backend: str, name: str, folder: Path, scratch: Path) -> Any:
     """The backend of a folder, its modules under a package of its own."""
+    source = folder / "backends" / backend
+    if not (source / "plugin.py").exists():
+        raise SystemExit(f"{source}/plugin.py: no backend there")
     package = types.ModuleType(f"ab_{name}")
-    package.__path__ = [str(folder / "backends" / "hopper")]
+    if backend == "triton":  # its modules call each other by full name: a copy with another one
+        copy = scratch / package.__name__
+        copy.mkdir()
+        for path in source.glob("*.py"):
+            text = path.read_text().replace(f"flashmla_hub.backends.{backend}", package.__name__)
+            (copy / path.name).write_text(text)
+        source = copy
+    package.__path__ = [str(source)]
     sys.modules[package.__name__] = package
-    path = folder / "backends" / "hopper" / "plugin.py"
-    spec = importlib.util.spec_from_file_location(f"{package.__name__}.plugin", path)
-    if spec is None or spec.loader is None or not path.exists():
-        raise SystemExit(f"{path}: no backend there")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
-    return module.HopperBackend()
+    module = importlib.import_module(f"{package.__name__}.plugin")
+    return getattr(module, BACKENDS[backend])()
 
 
 def call_of(kernel: Any, case: Case) -> Callable[[], Tensor]:
@@ -71,6 +78,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("versions", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--backend", choices=BACKENDS, default="hopper")
     parser.add_argument("--grid", choices=shapes.GRIDS)
     parser.add_argument("--shape", action="append", default=[], metavar="B,S_Q,H_Q,S_K[,varied]")
     parser.add_argument("--graph", action="store_true", help="per layer in a CUDA graph instead")
@@ -83,13 +91,17 @@ def main() -> None:
     torch.zeros(1, device="cuda")
     device = api.resolve_device(None)
     clock = DeviceClock(torch.device("cuda", torch.cuda.current_device()))
-    backends = {name: load(name, Path(folder)) for name, folder in versions.items()}
-    with ThreadPoolExecutor() as pool:  # compiles each version once, side by side
-        list(pool.map(lambda b: b.bind(chosen[0].key, device), backends.values()))
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    for shape in chosen:
-        print(compare(shape, backends, device, clock, args), flush=True)
-        torch.cuda.empty_cache()
+    with tempfile.TemporaryDirectory() as scratch:
+        backends = {
+            name: load(args.backend, name, Path(folder), Path(scratch))
+            for name, folder in versions.items()
+        }
+        with ThreadPoolExecutor() as pool:  # compiles each version once, side by side
+            list(pool.map(lambda b: b.bind(chosen[0].key, device), backends.values()))
+        for shape in chosen:
+            print(compare(shape, backends, device, clock, args), flush=True)
+            torch.cuda.empty_cache()
 
 
 def compare(

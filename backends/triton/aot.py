@@ -156,6 +156,8 @@ def variants() -> dict[str, KernelKey]:
         "rows 128": key,
         "rows 256 causal": key.with_(s_q=2, causal=True),
         "rows 16 page 16": key.with_(h_q=16, page_block_size=16),
+        "rows 32 page 16": key.with_(h_q=32, page_block_size=16),
+        "rows 128 page 16": key.with_(page_block_size=16),
         "rows 16 fp16 512/512": key.with_(h_q=16, dtype="float16", d_qk=512),
         "rows 16 invariant": key.with_(h_q=16, batch_invariant=True),
         "sparse bf16 16": sparse.with_(h_q=16),

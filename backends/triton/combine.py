@@ -57,7 +57,7 @@ def combine_kernel(
     out_b, out_t, out_h, lse_b, lse_h, lse_t,
     batch, s_q, group, tiles, tiles_per_head, parts, capacity, part_rows, slot_stride,
     DV: tl.constexpr, H: tl.constexpr, N: tl.constexpr, BATCH: tl.constexpr, SLACK: tl.constexpr,
-    INVARIANT: tl.constexpr, CHUNK: tl.constexpr, SPLITS: tl.constexpr,
+    STEP: tl.constexpr, INVARIANT: tl.constexpr, CHUNK: tl.constexpr, SPLITS: tl.constexpr,
     RB: tl.constexpr, CB: tl.constexpr, SB: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (min(requests, part boundaries), row groups of RB over all KV heads, DV / CB).
@@ -67,7 +67,7 @@ def combine_kernel(
     """
     e = tl.program_id(0)
     idx, blocks = request_blocks(lens, batch, capacity, BATCH, N)
-    total, per_part, _, aligned = balance(blocks, batch, parts, SLACK)
+    total, per_part, _, aligned = balance(blocks, batch, parts, SLACK, STEP)
     if INVARIANT:
         r = e
         n_r = tl.sum(tl.where(idx == r, blocks, 0), 0)

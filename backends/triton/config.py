@@ -1,8 +1,9 @@
 """Tile shapes: a pure function of a KernelKey and a DeviceInfo. Imports no triton.
 
-Where the numbers come from: sm_90 was measured on an H100; the other targets are what compiles
-within the target's shared memory and registers (``python -m flashmla_hub.backends.triton.aot``
-prints that table, the tests hold it). ``flashmla-hub tune`` measures a user's own card.
+Where the numbers come from: sm_90 was measured on an H100 and an H200; the other targets are what
+compiles within the target's shared memory and registers (``python -m
+flashmla_hub.backends.triton.aot`` prints that table, the tests hold it). ``flashmla-hub tune``
+measures a user's own card.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Config:
         spread: keep the softmax sum per column until the end.
         options: further compiler options of the target, (name, value) pairs.
         per_sm: programs resident on one multiprocessor.
-        gluon: tiles that the Hopper Gluon form scores at once, 1 or 2 (by a warpgroup each), where
-            the installed Triton has what it needs; 0: the plain form.
+        gluon: the Hopper Gluon form, where the installed Triton has what it needs.
+        step: blocks that the loop takes at a time: parts are multiples of it.
         pdl: start each kernel while the one before it still runs (needs sm_90).
         prefetch: read FP8 tokens when their block comes, out of L2, rather than a block ahead into
             registers (needs sm_90).
@@ -44,7 +45,8 @@ class Config:
     spread: bool = False
     options: tuple[tuple[str, int], ...] = ()
     per_sm: int = 1
-    gluon: int = 0
+    gluon: bool = False
+    step: int = 1
     pdl: bool = False
     prefetch: bool = False
     hardware_fp8: bool = False
@@ -95,7 +97,7 @@ _SM90 = Target(
     dense=(
         (16, Config(16, 64, 8, 3)),
         (32, Config(32, 64, 8, 3, split_tail=33)),
-        (64, Config(64, 64, 8, 2, split_tail=1, break_chain=True, spread=True, gluon=1)),
+        (64, Config(64, 64, 8, 2, split_tail=1, break_chain=True, spread=True)),
     ),
     sparse=(
         (16, Config(16, 64, 8, 3)),
@@ -107,7 +109,7 @@ _SM90 = Target(
         (32, Config(32, 32, 8, 1)),
         (64, Config(64, 64, 8, 1, break_chain=True, spread=True, prefetch=True)),
     ),
-    verified="H100",
+    verified="H200",
 )
 _SM100 = replace(
     _SM90,
@@ -146,7 +148,10 @@ TARGETS: dict[tuple[str, str], Target] = {
 }
 
 SLACK_PERCENT = 4  # how uneven whole requests may be before they are split
-PAIR_ROWS = 256  # from here two warpgroups that take turns pay for their exchange
+
+GLUON_ROWS = 17  # from here the Hopper Gluon form is ahead of the plain one
+# The plain part serves pools that TMA cannot read.
+_GLUON = Config(64, 64, 8, 2, split_tail=1, break_chain=True, spread=True, gluon=True, step=2)
 
 HARDWARE_FP8 = frozenset({"sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"})
 
@@ -178,12 +183,10 @@ def config_for(key: KernelKey, device: DeviceInfo) -> Config:
     rows = rows_of(key)
     config = next((c for most, c in table if rows <= most), table[-1][1])
     hopper = device.vendor == "nvidia" and device.arch == "sm_90"
-    gluon = config.gluon if gluon_takes(key) else 0
-    if gluon and rows >= PAIR_ROWS:
-        gluon = 2
+    if hopper and rows >= GLUON_ROWS and gluon_takes(key):
+        config = _GLUON
     return replace(
         config,
-        gluon=gluon,
         pdl=hopper,
         hardware_fp8=device.vendor == "nvidia" and device.arch in HARDWARE_FP8,
     )
@@ -210,10 +213,8 @@ def chunking(key: KernelKey, config: Config) -> tuple[int, int]:
 
 def combine_for(rows: int, d_v: int) -> Combine:
     """The combine's tile for ``rows`` output rows in all: few rows need many programs."""
-    if rows <= 16:
-        return Combine(1, 64, 64)
     if rows <= 128:
-        return Combine(1, min(256, d_v), 16)
+        return Combine(1, 64, 64)
     if rows <= 1024:
         return Combine(1, d_v, 4)
-    return Combine(8, d_v, 1)
+    return Combine(4, d_v, 2)

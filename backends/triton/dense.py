@@ -107,7 +107,8 @@ def dense_kernel(
     DV: tl.constexpr, DR: tl.constexpr, H: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr,
     BATCH: tl.constexpr, ROW: tl.constexpr, CAUSAL: tl.constexpr, STAGES: tl.constexpr,
     SPLIT_TAIL: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr, SLACK: tl.constexpr,
-    INVARIANT: tl.constexpr, CHUNK: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
+    STEP: tl.constexpr, INVARIANT: tl.constexpr, CHUNK: tl.constexpr, SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (part, row tile): the blocks of one part for H packed query rows.
 
@@ -126,7 +127,7 @@ def dense_kernel(
     tile = pid % tiles
     part = pid // tiles
     idx, blocks = request_blocks(lens, batch, capacity, BATCH, N)
-    lo, hi = part_range(idx, blocks, part, batch, parts, SLACK, INVARIANT)
+    lo, hi = part_range(idx, blocks, part, batch, parts, SLACK, STEP, INVARIANT)
     first, end, before = request_range(idx, blocks, lo, hi, batch)
 
     kv_head_id = tile // tiles_per_head

@@ -59,6 +59,7 @@ class DenseKernel(BoundKernel):
             "H": config.block_h,
             "N": config.block_n,
             "SLACK": SLACK_PERCENT,
+            "STEP": config.step,
             "INVARIANT": key.batch_invariant,
             "CHUNK": self.chunk,
             "SPLITS": self.splits,
@@ -80,9 +81,10 @@ class DenseKernel(BoundKernel):
             n: Launcher(dense_kernel, {**main, "BATCH": n, "SPLIT_TAIL": self._tail(n)}, options)
             for n in BATCH_CLASSES
         }
-        fn = gluon_bound.gluon_kernel(config.gluon) if config.gluon else None
+        fn = gluon_bound.gluon_kernel() if config.gluon else None
+        plan = {"CAUSAL": key.causal, "SLACK": SLACK_PERCENT, "STEP": config.step}
         self._gluon = {
-            n: gluon_bound.launcher(fn, config.gluon, key.causal, SLACK_PERCENT, n)
+            n: gluon_bound.launcher(fn, {**plan, "BATCH": n})
             for n in (BATCH_CLASSES if fn is not None else ())
         }
         self._combine = {
@@ -115,7 +117,7 @@ class DenseKernel(BoundKernel):
         """What batches of up to ``n`` launch: name, launcher, argument types."""
         d, f, i = self.dtype, torch.float32, torch.int32
         if self._gluon:
-            yield "gluon", self._gluon[n], gluon_bound.argument_types(d, self.config.gluon)
+            yield "gluon", self._gluon[n], gluon_bound.argument_types(d)
         if not self._gluon or self.key.kv_strides != PACKED:  # a pool TMA cannot see as rows
             yield "dense", self._main[n], (d, d, i, i, d, f, f, 1.0, *[1] * 22)
         for (tile, width), launcher in self._combine.items():
@@ -216,9 +218,10 @@ class DenseKernel(BoundKernel):
         page_rows = gluon_bound.pool_rows(kv) if self._gluon else None
         if page_rows is not None:
             self._gluon[n](
-                (self.parts * self.tiles, 1, 1), q,
-                *gluon_bound.descriptors(kv, page_rows, config.gluon),
-                table, lens, out, lse, scratch, scale, *q_strides, page_rows, table.stride(0),
+                (self.parts * self.tiles, 1, 1), q, kv,
+                *gluon_bound.descriptors(kv, page_rows),
+                table, lens, out, lse, scratch, scale, *q_strides, page_rows,
+                gluon_bound.bytes_ahead(kv, self.tiles), table.stride(0),
                 *tail[:9], self.tiles, self.parts, capacity, part_rows,
             )  # fmt: skip
         else:

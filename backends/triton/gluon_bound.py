@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,35 +10,29 @@ from torch import Tensor
 
 from flashmla_hub.backends.triton.launch import Descriptor, Launcher
 
-TILE = 64
+HALF, NARROW = (64, 256), (64, 64)
 MAX_ROWS = 2**31 - 1
 
 
-def gluon_kernel(tiles: int) -> Any | None:
-    """The Gluon kernel that scores ``tiles`` tiles at once (1 or 2), None where this Triton's
-    Gluon (experimental) lacks a name it uses."""
+def gluon_kernel() -> Any | None:
+    """The Gluon kernel, None where this Triton's Gluon (experimental) lacks a name it uses."""
     try:
         from flashmla_hub.backends.triton import descriptors  # noqa: F401
-
-        if tiles == 1:
-            from flashmla_hub.backends.triton.hopper_gluon import gluon_dense_kernel as kernel
-        else:
-            from flashmla_hub.backends.triton.hopper_pair import gluon_pair_kernel as kernel
+        from flashmla_hub.backends.triton.hopper_gluon import gluon_dense_kernel
     except (ImportError, AttributeError):
         return None
-    return kernel
+    return gluon_dense_kernel
 
 
-def launcher(fn: Any, tiles: int, causal: bool, slack: int, batch: int) -> Launcher:
-    constants = {"BATCH": batch, "CAUSAL": causal, "SLACK": slack}
-    warps = 8 if tiles == 1 else 4  # the second warpgroup of a pair is a partition of its own
-    return Launcher(fn, constants, {"num_warps": warps, "launch_pdl": True})
+def launcher(fn: Any, constants: Mapping[str, Any]) -> Launcher:
+    # four warps: the second warpgroup is a partition of its own
+    return Launcher(fn, constants, {"num_warps": 4, "launch_pdl": True})
 
 
-def argument_types(dtype: torch.dtype, tiles: int) -> tuple[Any, ...]:
+def argument_types(dtype: torch.dtype) -> tuple[Any, ...]:
     f, i = torch.float32, torch.int32
-    wide, narrow = Descriptor(dtype, (TILE, 512 // tiles)), Descriptor(dtype, (TILE, 64))
-    return (dtype, wide, narrow, i, i, dtype, f, f, 1.0, *[1] * 18)
+    half, narrow = Descriptor(dtype, HALF), Descriptor(dtype, NARROW)
+    return (dtype, dtype, half, narrow, i, i, dtype, f, f, 1.0, *[1] * 19)
 
 
 def pool_rows(kv: Tensor) -> int | None:
@@ -49,11 +44,19 @@ def pool_rows(kv: Tensor) -> int | None:
     return rows if kv.shape[0] * rows <= MAX_ROWS else None
 
 
-def descriptors(kv: Tensor, page_rows: int, tiles: int) -> tuple[Any, Any]:
-    """TMA descriptors of the pool seen as rows: blocks of 512 / ``tiles`` and of 64 columns."""
+def bytes_ahead(kv: Tensor, tiles: int) -> int:
+    """Bytes that each warpgroup reads into L2 a pair of tiles ahead: a page, which is in one piece.
+
+    Only with several row tiles (3 % at batch 1): with one memory is the limit, and reading ahead
+    costs 10 % at batch 128.
+    """
+    return kv.shape[1] * kv.shape[3] * kv.element_size() if tiles > 1 else 0
+
+
+def descriptors(kv: Tensor, page_rows: int) -> tuple[Any, Any]:
+    """TMA descriptors of the pool seen as rows: blocks of 256 and of 64 columns."""
     from flashmla_hub.backends.triton.descriptors import gluon_descriptor
 
     rows = (kv.shape[0] - 1) * page_rows + kv.shape[1]
     pool = (kv.data_ptr(), kv.dtype, rows, kv.shape[3], kv.stride(1))
-    wide, narrow = (TILE, 512 // tiles), (TILE, 64)
-    return gluon_descriptor(*pool, wide), gluon_descriptor(*pool, narrow)
+    return gluon_descriptor(*pool, HALF), gluon_descriptor(*pool, NARROW)

@@ -24,14 +24,15 @@ def request_blocks(lens, batch, capacity, BATCH: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def balance(blocks, batch, parts, SLACK: tl.constexpr):
-    """Total blocks, blocks per part, requests per part, and whether whole requests balance.
+def balance(blocks, batch, parts, SLACK: tl.constexpr, STEP: tl.constexpr):
+    """Total blocks, blocks per part (a multiple of STEP, what the loop takes at a time), requests
+    per part, and whether whole requests balance.
 
     *Aligned*: giving each part whole requests costs at most SLACK percent over an even cut of
     the list; then nothing is split and the combine has nothing to do.
     """
     total = tl.sum(blocks, 0)
-    per_part = (total + parts - 1) // parts
+    per_part = (total + parts * STEP - 1) // (parts * STEP) * STEP
     whole = (batch + parts - 1) // parts
     heaviest = tl.cast(whole, tl.int64) * tl.max(blocks, 0)
     aligned = heaviest * 100 <= tl.cast(per_part, tl.int64) * (100 + SLACK)
@@ -39,13 +40,16 @@ def balance(blocks, batch, parts, SLACK: tl.constexpr):
 
 
 @triton.jit
-def part_range(idx, blocks, part, batch, parts, SLACK: tl.constexpr, INVARIANT: tl.constexpr):
+def part_range(
+    idx, blocks, part, batch, parts,
+    SLACK: tl.constexpr, STEP: tl.constexpr, INVARIANT: tl.constexpr,
+):  # fmt: skip
     """Range [lo, hi) of the block list that ``part`` owns.
 
     Selects, not an ``if``: on Triton 3.7 an scf.if here makes the axis analysis forget every
     pointer alignment below it, and cp.async disappears.
     """
-    total, per_part, whole, aligned = balance(blocks, batch, parts, SLACK)
+    total, per_part, whole, aligned = balance(blocks, batch, parts, SLACK, STEP)
     lo = tl.minimum(part * per_part, total)
     hi = tl.minimum(lo + per_part, total)
     if not INVARIANT:

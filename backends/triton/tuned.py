@@ -20,7 +20,7 @@ def _parse(fields: Mapping[str, Any]) -> Config:
     return Config(**{**fields, "options": tuple(map(tuple, fields["options"]))})
 
 
-FILE = ConfigFile("triton", 1, _parse)
+FILE = ConfigFile("triton", 2, _parse)
 
 
 def config(key: KernelKey, device: DeviceInfo) -> Config:
@@ -43,12 +43,12 @@ def trials(key: KernelKey, device: DeviceInfo) -> dict[str, Config]:
         {"block_n": base.block_n * 2, "num_stages": max(1, base.num_stages - 1)},
         {"block_n": max(16, base.block_n // 2), "num_stages": base.num_stages + 1},
         {"num_warps": 4 if base.num_warps == 8 else 8},
-        *([{"gluon": 0}, {"gluon": 3 - base.gluon}] if base.gluon else []),
+        *([{"gluon": False}] if base.gluon else []),
     )
     return {label(found): found for found in (replace(base, **c) for c in changes)}
 
 
 def label(found: Config) -> str:
     if found.gluon:
-        return f"gluon {found.gluon}"
+        return "gluon"
     return f"{found.block_h}x{found.block_n} w{found.num_warps} s{found.num_stages}"

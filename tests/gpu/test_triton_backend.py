@@ -35,6 +35,8 @@ CASES = (
     Case((300, 2, 0, 20000), h_q=128, s_q=2, seed=1),
     Case((300, 0, 777), h_q=128, family="extreme"),
     Case((300, 0, 777), h_q=64, dtype=torch.float16),
+    Case((63, 64, 65, 127, 128, 129, 191, 192, 193, 0, 1), h_q=20, family="peaked"),
+    Case((63, 64, 65, 127, 128, 129, 191, 192, 193, 0, 1), h_q=16, s_q=2),
     Case((300, 0, 777), h_q=128, page_gap=1152),
     Case((300, 0, 777), h_q=128, page_gap=1152 * 3 + 64),
     Case((300, 0, 777), h_q=16, token_gap=64),
@@ -46,6 +48,8 @@ CASES = (
     Case((-3, 10**6, 5), h_q=48),
     Case(random_lengths(300, 700, 0)),
     Case(random_lengths(300, 700, 1), h_q=128),
+    Case(random_lengths(300, 700, 2), h_q=32),
+    Case(random_lengths(40, 9000, 3), h_q=128, s_q=3),
 )
 
 

@@ -31,10 +31,12 @@ def test_an_unknown_card_is_placed_by_its_shared_memory(shared: int, block_n: in
     assert config.config_for(KEY, device).block_n == block_n
 
 
-def test_the_gluon_form_is_asked_for_on_hopper_from_33_rows_only() -> None:
-    assert config.config_for(KernelKey(h_q=128), H100).gluon == 1
-    assert config.config_for(KernelKey(h_q=128, s_q=2), H100).gluon == 2
-    assert not config.config_for(KernelKey(h_q=32), H100).gluon
+def test_the_gluon_form_is_asked_for_on_hopper_from_17_rows_only() -> None:
+    for key in (KernelKey(h_q=128), KernelKey(h_q=128, s_q=2), KernelKey(h_q=32)):
+        found = config.config_for(key, H100)
+        assert found.gluon
+        assert found.step == 2  # it takes two blocks at a time: a part of one would waste half
+    assert not config.config_for(KEY, H100).gluon
     for change in ({"page_block_size": 16}, {"batch_invariant": True}, {"d_qk": 512}):
         assert not config.config_for(KernelKey(h_q=128).with_(**change), H100).gluon
 
@@ -45,7 +47,7 @@ def test_masked_blocks_have_a_loop_of_their_own_in_large_batches_only() -> None:
         offered = (found for n in BATCH_CLASSES for found in kernel.launchers(n))
         return [mine.constants["SPLIT_TAIL"] for name, mine, _ in offered if name == "dense"]
 
-    key = KernelKey(h_q=32)
+    key = KernelKey(h_q=32, page_block_size=16)
     assert tails(KEY) == [False] * len(BATCH_CLASSES)
     assert tails(key) == [n > 32 for n in BATCH_CLASSES]
     # the batch decides the class, and must not decide the bits

@@ -26,7 +26,7 @@ def device(arch: str = "sm_90", parts: int = 4) -> DeviceInfo:
 
 def kernel(key: KernelKey, on: DeviceInfo, config: Config | None = None):
     config = config or config_for(key, on)
-    plain = dataclasses.replace(config, pdl=False, gluon=0, prefetch=False)
+    plain = dataclasses.replace(config, pdl=False, gluon=False, prefetch=False)
     return kernel_for(key, on, plain)
 
 
