@@ -60,7 +60,8 @@ class HopperBackend(Backend):
         package="cuda-bindings",
         versions="NVRTC or nvcc >= 12.4",
         source="csrc/sm90",
-        verified="H100 80GB HBM3, 2026-11-28: L3, conformance/results/hopper-h100-L3.json",
+        verified="H100 80GB HBM3, 2026-11-28: L3, conformance/results/hopper-h100-L3.json; "
+        "H200, 2026-11-29: L3, conformance/results/hopper-h200-L3.json",
     )
 
     def __init__(

@@ -118,11 +118,11 @@ class TritonBackend(Backend):
     name = "triton"
     version = "1"
     info = BackendInfo(
-        summary="portable Triton kernels, dense and sparse; Gluon on Hopper from 64 rows",
+        summary="portable Triton kernels, dense and sparse; on Hopper partly in Gluon",
         package="triton",
         versions=TESTED,
         confidence="high",
-        verified="H100 80GB HBM3, 2026-11-28: L4, conformance/results/triton-h100-L4.json",
+        verified="H200, 2026-11-29: L4, conformance/results/triton-h200-L4.json",
     )
 
     def capabilities(self, device: DeviceInfo) -> tuple[Capabilities, ...]:
