@@ -211,10 +211,13 @@ def chunking(key: KernelKey, config: Config) -> tuple[int, int]:
     return 2048 // config.block_n, 32
 
 
-def combine_for(rows: int, d_v: int) -> Combine:
-    """The combine's tile for ``rows`` output rows in all: few rows need many programs."""
-    if rows <= 128:
+def combine_for(rows: int, splits: int, d_v: int) -> Combine:
+    """The combine's tile for ``rows`` output rows in all, of ``splits`` partials each: few rows
+    need many programs, many partials few steps."""
+    if rows <= 16 or (rows <= 128 and splits > 32):
         return Combine(1, 64, 64)
+    if rows <= 128:
+        return Combine(1, min(256, d_v), 16)
     if rows <= 1024:
         return Combine(1, d_v, 4)
     return Combine(4, d_v, 2)

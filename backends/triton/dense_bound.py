@@ -106,7 +106,8 @@ class DenseKernel(BoundKernel):
     def _combine_tile(self, batch: int) -> Combine:
         if self.key.batch_invariant:
             return INVARIANT_COMBINE
-        return combine_for(min(batch, self.parts) * self._rows, self.key.d_v)
+        split = min(batch, self.parts)  # requests that may be
+        return combine_for(split * self._rows, -(-self.parts // split), self.key.d_v)
 
     def _combine_tiles(self, largest: int) -> list[Combine]:
         return list(dict.fromkeys(self._combine_tile(b) for b in range(1, largest + 1)))

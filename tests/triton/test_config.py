@@ -54,6 +54,14 @@ def test_masked_blocks_have_a_loop_of_their_own_in_large_batches_only() -> None:
     assert tails(key.with_(batch_invariant=True)) == [True] * len(BATCH_CLASSES)
 
 
+def test_the_combine_takes_a_step_for_all_partials_where_a_few_rows_have_many() -> None:
+    assert config.combine_for(128, 66, 512) == config.Combine(1, 64, 64)  # 1 request of 128 heads
+    assert config.combine_for(128, 17, 512) == config.Combine(1, 256, 16)  # 8 of 16 heads
+    for rows in (1, 17, 129, 1025, 10**6):
+        tile = config.combine_for(rows, 32, 256)
+        assert 256 % tile.cols == 0
+
+
 def test_a_measured_config_replaces_the_shipped_one_but_never_for_batch_invariance() -> None:
     shipped = config.config_for(KEY, H100)
     other = next(c for c in tuned.trials(KEY, H100).values() if c != shipped)
