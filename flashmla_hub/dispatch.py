@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,16 +113,22 @@ def decide(
             source if selected else f"{source}, and it refuses; an explicit choice never falls back"
         )
         return Decision(choice, device, selected, why, tuple(candidates), notes)
+    selected, why = _select(choice, device, candidates)
+    return Decision(choice, device, selected, why, tuple(candidates), notes)
+
+
+def _select(
+    choice: ChoiceKey, device: DeviceInfo, candidates: Sequence[Candidate]
+) -> tuple[str | None, str]:
+    """The backend to take of ``candidates``, best first, and why."""
     usable = [c for c in candidates if c.accepted and c.automatic]
     if not usable:
-        return Decision(choice, device, None, "no backend accepts", tuple(candidates), notes)
+        return None, "no backend accepts"
     measured = tuning.preferred(choice, device)
     if measured is not None and any(c.backend == measured for c in usable):
-        why = "measured best on this machine (tuning table)"
-        return Decision(choice, device, measured, why, tuple(candidates), notes)
+        return measured, "measured best on this machine (tuning table)"
     best = usable[0]
-    why = f"highest rank ({best.rank}) of {len(usable)} that accept"
-    return Decision(choice, device, best.backend, why, tuple(candidates), notes)
+    return best.backend, f"highest rank ({best.rank}) of {len(usable)} that accept"
 
 
 def resolve(
@@ -167,9 +173,7 @@ def _resolve(
 ) -> Route:
     refused: dict[str, str] = {}
     while True:
-        decision = _without(
-            decide(choice, device, explicit, running=True, notes=notes), refused, explicit
-        )
+        decision = _without(decide(choice, device, explicit, running=True, notes=notes), refused)
         name = decision.selected
         if name is None:
             raise NoBackendError(f"no backend can serve this request\n{decision}", decision)
@@ -271,7 +275,7 @@ def _fit(
     return capabilities.unsupported_reasons(declarations, key, device), None, ()
 
 
-def _without(decision: Decision, refused: dict[str, str], explicit: str | None) -> Decision:
+def _without(decision: Decision, refused: dict[str, str]) -> Decision:
     """The decision once the backends that refused at bind count as rejected."""
     if not refused:
         return decision
@@ -281,11 +285,8 @@ def _without(decision: Decision, refused: dict[str, str], explicit: str | None) 
         else c
         for c in decision.candidates
     )
-    usable = [c for c in candidates if c.accepted and c.automatic]
-    best = usable[0] if usable else None
-    why = f"highest rank ({best.rank}) of {len(usable)} that accept" if best else "none accepts"
-    name = best.backend if best else None
-    return Decision(decision.choice, decision.device, name, why, candidates, decision.notes)
+    selected, why = _select(decision.choice, decision.device, candidates)
+    return replace(decision, selected=selected, why=why, candidates=candidates)
 
 
 def _with_notes(decision: Decision, chosen: Candidate, notes: tuple[str, ...]) -> Decision:
