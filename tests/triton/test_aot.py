@@ -23,6 +23,7 @@ TARGETS = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gf
 # around them. Kernels that are not listed may not spill.
 SPILLS = {
     ("sm_90", "rows 32 page 16"): 96,
+    ("sm_90", "rows 128 page 16"): 704,
     ("sm_90", "sparse bf16 128"): 512,
     ("sm_90", "prefill 128"): 512,
     ("sm_90", "sparse v32 128"): 400,
