@@ -151,7 +151,7 @@ SLACK_PERCENT = 4  # how uneven whole requests may be before they are split
 
 GLUON_ROWS = 17  # from here the Hopper Gluon form is ahead of the plain one
 # The plain part serves pools that TMA cannot read.
-_GLUON = Config(64, 64, 8, 2, split_tail=1, break_chain=True, spread=True, gluon=True, step=2)
+_GLUON = replace(_SM90.dense[-1][1], gluon=True, step=2)
 
 HARDWARE_FP8 = frozenset({"sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"})
 

@@ -82,6 +82,7 @@ class DenseKernel(BoundKernel):
             for n in BATCH_CLASSES
         }
         fn = gluon_bound.gluon_kernel() if config.gluon else None
+        self._ahead = gluon_bound.bytes_ahead(key, self.tiles)
         plan = {"CAUSAL": key.causal, "SLACK": SLACK_PERCENT, "STEP": config.step}
         self._gluon = {
             n: gluon_bound.launcher(fn, {**plan, "BATCH": n})
@@ -221,9 +222,8 @@ class DenseKernel(BoundKernel):
             self._gluon[n](
                 (self.parts * self.tiles, 1, 1), q, kv,
                 *gluon_bound.descriptors(kv, page_rows),
-                table, lens, out, lse, scratch, scale, *q_strides, page_rows,
-                gluon_bound.bytes_ahead(kv, self.tiles), table.stride(0),
-                *tail[:9], self.tiles, self.parts, capacity, part_rows,
+                table, lens, out, lse, scratch, scale, *q_strides, page_rows, self._ahead,
+                table.stride(0), *tail[:9], self.tiles, self.parts, capacity, part_rows,
             )  # fmt: skip
         else:
             self._main[n](

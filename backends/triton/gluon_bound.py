@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flashmla_hub.backends.triton.launch import Descriptor, Launcher
+from flashmla_hub.request import KernelKey
 
 HALF, NARROW = (64, 256), (64, 64)
 MAX_ROWS = 2**31 - 1
@@ -44,13 +45,13 @@ def pool_rows(kv: Tensor) -> int | None:
     return rows if kv.shape[0] * rows <= MAX_ROWS else None
 
 
-def bytes_ahead(kv: Tensor, tiles: int) -> int:
+def bytes_ahead(key: KernelKey, tiles: int) -> int:
     """Bytes that each warpgroup reads into L2 a pair of tiles ahead: a page, which is in one piece.
 
     Only with several row tiles (3 % at batch 1): with one memory is the limit, and reading ahead
     costs 10 % at batch 128.
     """
-    return kv.shape[1] * kv.shape[3] * kv.element_size() if tiles > 1 else 0
+    return key.page_block_size * key.d_qk * 2 if tiles > 1 else 0
 
 
 def descriptors(kv: Tensor, page_rows: int) -> tuple[Any, Any]:

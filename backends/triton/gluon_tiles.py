@@ -54,13 +54,10 @@ def plan(
 def fill(half, narrow, row, full, halves, ropes, wanted, T: gl.constexpr, RIGHT: gl.constexpr):
     """Start the copy of one half of tile T of a pair; the right one brings the rope columns."""
     bar = full.index(2 * T + RIGHT)
+    mbarrier.expect(bar, HALF_BYTES + RIGHT * ROPE_BYTES, pred=wanted)
+    _load(half, [row, 256 * RIGHT], bar, halves.index(T), pred=wanted)
     if RIGHT:
-        mbarrier.expect(bar, HALF_BYTES + ROPE_BYTES, pred=wanted)
-        _load(half, [row, 256], bar, halves.index(T), pred=wanted)
         _load(narrow, [row, 512], bar, ropes.index(T), pred=wanted)
-    else:
-        mbarrier.expect(bar, HALF_BYTES, pred=wanted)
-        _load(half, [row, 0], bar, halves.index(T), pred=wanted)
 
 
 @gluon.jit
