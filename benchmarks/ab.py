@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("versions", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--backend", choices=BACKENDS, default="hopper")
     parser.add_argument("--grid", choices=shapes.GRIDS)
-    parser.add_argument("--shape", action="append", default=[], metavar="B,S_Q,H_Q,S_K[,varied]")
+    parser.add_argument("--shape", action="append", default=[], metavar=shapes.FORM)
     parser.add_argument("--graph", action="store_true", help="per layer in a CUDA graph instead")
     parser.add_argument("--reps", type=int, default=15)
     args = parser.parse_args()

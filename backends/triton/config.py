@@ -28,7 +28,7 @@ class Config:
         spread: keep the softmax sum per column until the end.
         options: further compiler options of the target, (name, value) pairs.
         per_sm: programs resident on one multiprocessor.
-        gluon: the Hopper Gluon form, where the installed Triton has what it needs.
+        gluon: the Hopper Gluon form of so many rows, where the installed Triton has what it needs.
         step: blocks that the loop takes at a time: parts are multiples of it.
         pdl: start each kernel while the one before it still runs (needs sm_90).
         prefetch: read FP8 tokens when their block comes, out of L2, rather than a block ahead into
@@ -66,15 +66,13 @@ class Target:
     """A class of devices that share tile shapes.
 
     ``dense``, ``sparse`` and ``fp8`` (sparse over an FP8 cache) map "at most so many query rows"
-    to a Config; more rows than the largest entry are cut into tiles of that entry. ``verified``
-    names the card they were measured on; '': compiled only.
+    to a Config; more rows than the largest entry are cut into tiles of that entry.
     """
 
     shared_memory: int
     dense: tuple[tuple[int, Config], ...]
     sparse: tuple[tuple[int, Config], ...]
     fp8: tuple[tuple[int, Config], ...]
-    verified: str = ""
 
 
 _CDNA = (("matrix_instr_nonkdim", 16), ("waves_per_eu", 1))
@@ -109,14 +107,12 @@ _SM90 = Target(
         (32, Config(32, 32, 8, 1)),
         (64, Config(64, 64, 8, 1, break_chain=True, spread=True, prefetch=True)),
     ),
-    verified="H200",
 )
 _SM100 = replace(
     _SM90,
     dense=((16, Config(16, 64, 8, 3)), (32, Config(32, 32, 8, 4))),
     sparse=((16, Config(16, 64, 8, 3)), (32, Config(32, 32, 8, 4))),
     fp8=((16, Config(16, 32, 8, 1)), (32, Config(32, 16, 8, 1))),
-    verified="",
 )
 _CDNA3_TILES = (
     (16, Config(16, 32, 4, 1, options=_CDNA3)),
@@ -149,9 +145,12 @@ TARGETS: dict[tuple[str, str], Target] = {
 
 SLACK_PERCENT = 4  # how uneven whole requests may be before they are split
 
-GLUON_ROWS = 17  # from here the Hopper Gluon form is ahead of the plain one
-# The plain part serves pools that TMA cannot read.
-_GLUON = replace(_SM90.dense[-1][1], gluon=True, step=2)
+FEW_ROWS = 16  # up to here hopper_few_rows.py, above it hopper_gluon.py
+# Their plain parts serve where a Gluon form does not, such as pools that TMA cannot read.
+_GLUON = (
+    (FEW_ROWS, replace(_SM90.dense[0][1], gluon=True)),
+    (64, replace(_SM90.dense[-1][1], gluon=True, step=2)),
+)
 
 HARDWARE_FP8 = frozenset({"sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"})
 
@@ -180,11 +179,11 @@ def config_for(key: KernelKey, device: DeviceInfo) -> Config:
         table = target.fp8
     else:
         table = target.dense if key.op == DENSE_DECODE else target.sparse
+    hopper = device.vendor == "nvidia" and device.arch == "sm_90"
+    if hopper and gluon_takes(key):
+        table = _GLUON
     rows = rows_of(key)
     config = next((c for most, c in table if rows <= most), table[-1][1])
-    hopper = device.vendor == "nvidia" and device.arch == "sm_90"
-    if hopper and rows >= GLUON_ROWS and gluon_takes(key):
-        config = _GLUON
     return replace(
         config,
         pdl=hopper,
@@ -193,16 +192,17 @@ def config_for(key: KernelKey, device: DeviceInfo) -> Config:
 
 
 def gluon_takes(key: KernelKey) -> bool:
-    """What the Hopper Gluon form is written for: one 64-token page per tile, 576/512."""
-    return (
-        key.op == DENSE_DECODE
-        and key.kv_format == "dense"
-        and (key.d_qk, key.d_v) == (576, 512)
-        and key.page_block_size == 64
-        and key.h_kv == 1
-        and not key.batch_invariant
-        and key.kv_strides != "token_strided"
-    )
+    """What a Hopper Gluon form is written for: 576/512; above FEW_ROWS one 64-token page per tile
+    and one KV head."""
+    if (
+        key.op != DENSE_DECODE
+        or key.kv_format != "dense"
+        or (key.d_qk, key.d_v) != (576, 512)
+        or key.batch_invariant
+    ):
+        return False
+    one_page = key.page_block_size == 64 and key.kv_strides != "token_strided"
+    return rows_of(key) <= FEW_ROWS or (one_page and key.h_kv == 1)
 
 
 def chunking(key: KernelKey, config: Config) -> tuple[int, int]:
@@ -214,10 +214,8 @@ def chunking(key: KernelKey, config: Config) -> tuple[int, int]:
 def combine_for(rows: int, splits: int, d_v: int) -> Combine:
     """The combine's tile for ``rows`` output rows in all, of ``splits`` partials each: few rows
     need many programs, many partials few steps."""
-    if rows <= 16 or (rows <= 128 and splits > 32):
-        return Combine(1, 64, 64)
     if rows <= 128:
-        return Combine(1, min(256, d_v), 16)
+        return Combine(1, 64, 64) if splits > 32 else Combine(1, min(256, d_v), 16)
     if rows <= 1024:
         return Combine(1, d_v, 4)
     return Combine(4, d_v, 2)

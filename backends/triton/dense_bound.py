@@ -32,7 +32,7 @@ from flashmla_hub.backends.triton.host import (
 )
 from flashmla_hub.backends.triton.launch import Launcher, capturing
 from flashmla_hub.device import DeviceInfo
-from flashmla_hub.request import PACKED, TOKEN_STRIDED, KernelKey
+from flashmla_hub.request import TOKEN_STRIDED, KernelKey
 
 # Widths of the vector of lengths, each a kernel of its own: a narrow one starts faster (2 us of 75
 # on an H100). Larger batches go in slices. The eager ones are compiled by bind, so that a capture
@@ -81,13 +81,7 @@ class DenseKernel(BoundKernel):
             n: Launcher(dense_kernel, {**main, "BATCH": n, "SPLIT_TAIL": self._tail(n)}, options)
             for n in BATCH_CLASSES
         }
-        fn = gluon_bound.gluon_kernel() if config.gluon else None
-        self._ahead = gluon_bound.bytes_ahead(key, self.tiles)
-        plan = {"CAUSAL": key.causal, "SLACK": SLACK_PERCENT, "STEP": config.step}
-        self._gluon = {
-            n: gluon_bound.launcher(fn, {**plan, "BATCH": n})
-            for n in (BATCH_CLASSES if fn is not None else ())
-        }
+        self._gluon = gluon_bound.form_of(key, config, self.tiles, BATCH_CLASSES)
         self._combine = {
             (tile, n): Launcher(
                 combine_kernel,
@@ -119,8 +113,8 @@ class DenseKernel(BoundKernel):
         """What batches of up to ``n`` launch: name, launcher, argument types."""
         d, f, i = self.dtype, torch.float32, torch.int32
         if self._gluon:
-            yield "gluon", self._gluon[n], gluon_bound.argument_types(d)
-        if not self._gluon or self.key.kv_strides != PACKED:  # a pool TMA cannot see as rows
+            yield "gluon", self._gluon.launchers[n], self._gluon.argument_types
+        if not self._gluon or not self._gluon.any_pool:
             yield "dense", self._main[n], (d, d, i, i, d, f, f, 1.0, *[1] * 22)
         for (tile, width), launcher in self._combine.items():
             if width == n and self._splits():
@@ -187,7 +181,7 @@ class DenseKernel(BoundKernel):
         """The narrowest class that holds ``batch``, in a capture the narrowest compiled one; and
         the combine's tile."""
         tile = self._combine_tile(batch)
-        mains = self._gluon or self._main
+        mains = self._gluon.launchers if self._gluon else self._main
         for n in BATCH_CLASSES:
             if batch > n:
                 continue
@@ -217,17 +211,18 @@ class DenseKernel(BoundKernel):
             batch, key.s_q, key.h_q // key.h_kv, self.tiles, self.tiles_per_head, self.parts,
             capacity, part_rows, slot_stride,
         )  # fmt: skip
-        page_rows = gluon_bound.pool_rows(kv) if self._gluon else None
-        if page_rows is not None:
-            self._gluon[n](
-                (self.parts * self.tiles, 1, 1), q, kv,
-                *gluon_bound.descriptors(kv, page_rows),
-                table, lens, out, lse, scratch, scale, *q_strides, page_rows, self._ahead,
-                table.stride(0), *tail[:9], self.tiles, self.parts, capacity, part_rows,
+        grid = (self.parts * self.tiles, 1, 1)
+        pool = self._gluon.pool(kv) if self._gluon else None
+        if self._gluon and pool:
+            addresses, kv_strides = pool
+            self._gluon.launchers[n](
+                grid, q, *addresses, table, lens, out, lse, scratch, scale, *q_strides,
+                *kv_strides, table.stride(0), *tail[:9], self.tiles, self.parts, capacity,
+                part_rows,
             )  # fmt: skip
         else:
             self._main[n](
-                (self.parts * self.tiles, 1, 1), q, kv, table, lens, out, lse, scratch, scale,
+                grid, q, kv, table, lens, out, lse, scratch, scale,
                 *q_strides, kv_page // VECTOR, kv_row // VECTOR, kv_head // VECTOR,
                 table.stride(0), *tail,
             )  # fmt: skip

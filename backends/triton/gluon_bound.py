@@ -1,39 +1,101 @@
-"""The Hopper Gluon form on the host: where the installed Triton has what it needs."""
+"""The Hopper Gluon forms on the host: where the installed Triton has what they need."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flashmla_hub.backends.triton.config import FEW_ROWS, SLACK_PERCENT, Config
+from flashmla_hub.backends.triton.host import VECTOR
 from flashmla_hub.backends.triton.launch import Descriptor, Launcher
-from flashmla_hub.request import KernelKey
+from flashmla_hub.request import PACKED, KernelKey
 
 HALF, NARROW = (64, 256), (64, 64)
 MAX_ROWS = 2**31 - 1
 
+Pool = tuple[tuple[Any, ...], tuple[int, ...]]
 
-def gluon_kernel() -> Any | None:
-    """The Gluon kernel, None where this Triton's Gluon (experimental) lacks a name it uses."""
+
+@dataclass(frozen=True)
+class Form:
+    """A Gluon kernel of one key, and how a pool is handed to it.
+
+    Attributes:
+        launchers: by the largest batch.
+        argument_types: what to compile for.
+        any_pool: whether there is no pool of this key that the kernel cannot read.
+        pool: what stands for a pool among the arguments, and its strides; None: cannot be read.
+    """
+
+    launchers: Mapping[int, Launcher]
+    argument_types: tuple[Any, ...]
+    any_pool: bool
+    pool: Callable[[Tensor], Pool | None]
+
+
+def form_of(key: KernelKey, config: Config, tiles: int, classes: Iterable[int]) -> Form | None:
+    """The Gluon form of ``key``; None where this Triton's Gluon (experimental) lacks a name."""
+    if not config.gluon:
+        return None
     try:
-        from flashmla_hub.backends.triton import descriptors  # noqa: F401
-        from flashmla_hub.backends.triton.hopper_gluon import gluon_dense_kernel
+        if config.block_h <= FEW_ROWS:
+            return _few_rows(key, config, classes)
+        return _pairs(key, config, tiles, classes)
     except (ImportError, AttributeError):
         return None
-    return gluon_dense_kernel
 
 
-def launcher(fn: Any, constants: Mapping[str, Any]) -> Launcher:
-    # four warps: the second warpgroup is a partition of its own
-    return Launcher(fn, constants, {"num_warps": 4, "launch_pdl": True})
+def _few_rows(key: KernelKey, config: Config, classes: Iterable[int]) -> Form:
+    from flashmla_hub.backends.triton.hopper_few_rows import few_rows_kernel
+
+    constants = {"H": config.block_h, "PAGE": key.page_block_size}
+    d, f, i = getattr(torch, key.dtype), torch.float32, torch.int32
+    return Form(
+        _launchers(few_rows_kernel, key, config, constants, classes),
+        (d, d, i, i, d, f, f, 1.0, *[1] * 20),
+        any_pool=True,
+        pool=_as_it_is,
+    )
 
 
-def argument_types(dtype: torch.dtype) -> tuple[Any, ...]:
-    f, i = torch.float32, torch.int32
-    half, narrow = Descriptor(dtype, HALF), Descriptor(dtype, NARROW)
-    return (dtype, dtype, half, narrow, i, i, dtype, f, f, 1.0, *[1] * 19)
+def _pairs(key: KernelKey, config: Config, tiles: int, classes: Iterable[int]) -> Form:
+    from flashmla_hub.backends.triton import descriptors  # noqa: F401
+    from flashmla_hub.backends.triton.hopper_gluon import gluon_dense_kernel
+
+    d, f, i = getattr(torch, key.dtype), torch.float32, torch.int32
+    half, narrow = Descriptor(d, HALF), Descriptor(d, NARROW)
+    return Form(
+        _launchers(gluon_dense_kernel, key, config, {}, classes),
+        (d, d, half, narrow, i, i, d, f, f, 1.0, *[1] * 19),
+        any_pool=key.kv_strides == PACKED,
+        pool=partial(_as_rows, bytes_ahead(key, tiles)),
+    )
+
+
+def _launchers(
+    fn: Any, key: KernelKey, config: Config, constants: dict[str, Any], classes: Iterable[int]
+) -> dict[int, Launcher]:
+    shared = {"CAUSAL": key.causal, "SLACK": SLACK_PERCENT, "STEP": config.step, **constants}
+    # four warps: the second warpgroup of the form with pairs is a partition of its own
+    options = {"num_warps": 4, "launch_pdl": True}
+    return {n: Launcher(fn, {**shared, "BATCH": n}, options) for n in classes}
+
+
+def _as_it_is(kv: Tensor) -> Pool:
+    page, row, head, _ = kv.stride()
+    return (kv,), (page // VECTOR, row // VECTOR, head // VECTOR)
+
+
+def _as_rows(ahead: int, kv: Tensor) -> Pool | None:
+    page_rows = pool_rows(kv)
+    if page_rows is None:
+        return None
+    return (kv, *_descriptors(kv, page_rows)), (page_rows, ahead)
 
 
 def pool_rows(kv: Tensor) -> int | None:
@@ -54,7 +116,7 @@ def bytes_ahead(key: KernelKey, tiles: int) -> int:
     return key.page_block_size * key.d_qk * 2 if tiles > 1 else 0
 
 
-def descriptors(kv: Tensor, page_rows: int) -> tuple[Any, Any]:
+def _descriptors(kv: Tensor, page_rows: int) -> tuple[Any, Any]:
     """TMA descriptors of the pool seen as rows: blocks of 256 and of 64 columns."""
     from flashmla_hub.backends.triton.descriptors import gluon_descriptor
 

@@ -1,16 +1,19 @@
-"""What the Hopper Gluon kernel does beside its main loop: planning, copies, zeroing.
+"""What the Hopper Gluon kernels do beside their main loops: planning, copies, zeroing.
 
 Each of these is run by one warpgroup, four warps.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-# Names that changed: thread_barrier became barrier in 3.7, async_copy_global_to_shared
-# async_load in 3.8 (and left in 3.9), _reinterpret reinterpret in 3.9.
+# Names that changed: thread_barrier became barrier in 3.7, async_copy_global_to_shared (of tma and
+# of async_copy) async_load in 3.8 (and left in 3.9), _reinterpret reinterpret in 3.9.
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
-_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+_new = hasattr(tma, "async_load")
+_load = tma.async_load if _new else tma.async_copy_global_to_shared
+load_rows = async_copy.async_load if _new else async_copy.async_copy_global_to_shared
 _memory = gl.shared_memory_descriptor
 _view = _memory.reinterpret if hasattr(_memory, "reinterpret") else _memory._reinterpret
 

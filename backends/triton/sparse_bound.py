@@ -95,7 +95,7 @@ class SparseKernel(BoundKernel):
     def _combine_tile(self, queries: int) -> Combine:
         if self.key.batch_invariant:
             return INVARIANT_COMBINE
-        return combine_for(max(17, queries * self.key.h_q), MAX_SPLITS, self.key.d_v)
+        return combine_for(queries * self.key.h_q, MAX_SPLITS, self.key.d_v)
 
     def _splits_for(self, queries: int, topk: int) -> int:
         """Splits of each query's list: the count that takes the fewest block times in all."""

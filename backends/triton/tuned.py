@@ -20,7 +20,7 @@ def _parse(fields: Mapping[str, Any]) -> Config:
     return Config(**{**fields, "options": tuple(map(tuple, fields["options"]))})
 
 
-FILE = ConfigFile("triton", 2, _parse)
+FILE = ConfigFile("triton", 3, _parse)
 
 
 def config(key: KernelKey, device: DeviceInfo) -> Config:
@@ -36,16 +36,16 @@ def keep(key: KernelKey, device: DeviceInfo, chosen: Config) -> None:
 def trials(key: KernelKey, device: DeviceInfo) -> dict[str, Config]:
     """The shipped Config and its neighbours, by label; some may not fit the device."""
     base = config_for(key, device)
+    plain = replace(base, gluon=False, step=1)
     changes: tuple[dict[str, int], ...] = (
         {},
-        {"num_stages": base.num_stages + 1},
-        {"num_stages": max(1, base.num_stages - 1)},
-        {"block_n": base.block_n * 2, "num_stages": max(1, base.num_stages - 1)},
-        {"block_n": max(16, base.block_n // 2), "num_stages": base.num_stages + 1},
-        {"num_warps": 4 if base.num_warps == 8 else 8},
-        *([{"gluon": False}] if base.gluon else []),
+        {"num_stages": plain.num_stages + 1},
+        {"num_stages": max(1, plain.num_stages - 1)},
+        {"block_n": plain.block_n * 2, "num_stages": max(1, plain.num_stages - 1)},
+        {"block_n": max(16, plain.block_n // 2), "num_stages": plain.num_stages + 1},
+        {"num_warps": 4 if plain.num_warps == 8 else 8},
     )
-    return {label(found): found for found in (replace(base, **c) for c in changes)}
+    return {label(found): found for found in (base, *(replace(plain, **c) for c in changes))}
 
 
 def label(found: Config) -> str:

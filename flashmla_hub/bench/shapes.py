@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,10 +19,10 @@ D_QK, D_V, PAGE = 576, 512, 64
 
 @dataclass(frozen=True)
 class Shape:
-    """A dense bfloat16 decode request, d 576/512, page 64, one KV head, causal where s_q > 1.
+    """A dense bfloat16 decode request, d 576/512, one KV head, causal where s_q > 1.
 
     ``varied``: lengths are normally distributed about ``s_k`` with half of it as deviation, never
-    below s_q; else every row has ``s_k`` tokens.
+    below s_q; else every row has ``s_k`` tokens. ``page``: tokens in a page of the cache.
     """
 
     batch: int
@@ -29,10 +30,12 @@ class Shape:
     h_q: int
     s_k: int
     varied: bool = False
+    page: int = PAGE
 
     def __str__(self) -> str:
         varied = " varied" if self.varied else ""
-        return f"b{self.batch} s_q{self.s_q} h{self.h_q} s{self.s_k}{varied}"
+        page = f" page{self.page}" if self.page != PAGE else ""
+        return f"b{self.batch} s_q{self.s_q} h{self.h_q} s{self.s_k}{varied}{page}"
 
     @property
     def causal(self) -> bool:
@@ -40,7 +43,7 @@ class Shape:
 
     @property
     def key(self) -> KernelKey:
-        return KernelKey(s_q=self.s_q, h_q=self.h_q, causal=self.causal)
+        return KernelKey(s_q=self.s_q, h_q=self.h_q, causal=self.causal, page_block_size=self.page)
 
     def lengths(self, seed: int) -> list[int]:
         if not self.varied:
@@ -118,25 +121,21 @@ def grid(name: str, seed: int) -> tuple[Shape, ...]:
     )
 
 
+FORM = "B,S_Q,H_Q,S_K[,varied][,pageN]"
+_TEXT = re.compile(",".join([r"([1-9]\d*)"] * 4) + r"(,varied)?(?:,page([1-9]\d*))?")
+
+
 def parse(text: str) -> Shape:
-    """A shape from ``B,S_Q,H_Q,S_K[,varied]``.
+    """A shape from its ``FORM``.
 
     Raises:
         InvalidRequestError: naming the text and the form.
     """
-    words = [word.strip() for word in text.split(",")]
-    varied = len(words) == 5 and words[4] == "varied"
-    numbers = words[:4]
-    if (
-        len(words) not in (4, 5)
-        or (len(words) == 5 and not varied)
-        or not all(word.isdigit() and int(word) > 0 for word in numbers)
-    ):
-        raise InvalidRequestError(
-            "--shape", repr(text), "B,S_Q,H_Q,S_K[,varied], e.g. 128,1,16,8192"
-        )
-    batch, s_q, h_q, s_k = map(int, numbers)
-    return Shape(batch, s_q, h_q, s_k, varied)
+    found = _TEXT.fullmatch(text.replace(" ", ""))
+    if found is None:
+        raise InvalidRequestError("--shape", repr(text), f"{FORM}, e.g. 128,1,16,8192")
+    batch, s_q, h_q, s_k = map(int, found.group(1, 2, 3, 4))
+    return Shape(batch, s_q, h_q, s_k, found[5] is not None, int(found[6] or PAGE))
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class Case:
 def make_case(shape: Shape, seed: int, device: torch.device) -> Case:
     generator = torch.Generator(device).manual_seed(seed)
     lengths = tuple(shape.lengths(seed))
-    width = -(-max(lengths) // PAGE)
+    width = -(-max(lengths) // shape.page)
     pages = shape.batch * width
 
     def values(*size: int) -> Tensor:
@@ -180,7 +179,7 @@ def make_case(shape: Shape, seed: int, device: torch.device) -> Case:
         shape=shape,
         lengths=lengths,
         q=values(shape.batch, shape.s_q, shape.h_q, D_QK),
-        k_cache=values(pages, PAGE, 1, D_QK),
+        k_cache=values(pages, shape.page, 1, D_QK),
         block_table=order.view(shape.batch, width),
         cache_seqlens=torch.tensor(lengths, dtype=torch.int32, device=device),
         softmax_scale=D_QK**-0.5,

@@ -41,7 +41,7 @@ no accelerator
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", choices=shapes.GRIDS, help="default: std, without --shape")
     parser.add_argument(
-        "--shape", action="append", default=[], metavar="B,S_Q,H_Q,S_K[,varied]",
+        "--shape", action="append", default=[], metavar=shapes.FORM,
         help="a shape of your own; may be repeated",
     )  # fmt: skip
     parser.add_argument(

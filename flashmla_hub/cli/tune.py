@@ -40,7 +40,7 @@ MARGIN = 0.98  # a configuration or backend replaces the default only if it is 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", choices=shapes.GRIDS, help="default: std, without --shape")
     parser.add_argument(
-        "--shape", action="append", default=[], metavar="B,S_Q,H_Q,S_K[,varied]",
+        "--shape", action="append", default=[], metavar=shapes.FORM,
         help="a shape of your own; may be repeated",
     )  # fmt: skip
     parser.add_argument("--device", help="torch device (default: this machine's accelerator)")

@@ -65,7 +65,7 @@ def test_summary_is_a_geometric_mean_with_the_worst_row_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1,2,3", "1,2,3,0", "1,2,3,4,5", "a,1,1,1", "1,1,1,1,varied,"]
+    "text", ["", "1,2,3", "1,2,3,0", "1,2,3,4,5", "a,1,1,1", "1,1,1,1,varied,", "1,1,1,1,page0"]
 )
 def test_a_bad_shape_is_wrong_use(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="B,S_Q,H_Q,S_K"):
@@ -75,6 +75,10 @@ def test_a_bad_shape_is_wrong_use(text: str) -> None:
 def test_shapes_parse_and_print() -> None:
     assert parse("128, 2,16,8192,varied") == Shape(128, 2, 16, 8192, varied=True)
     assert str(parse("1,1,16,64")) == "b1 s_q1 h16 s64"
+    paged = parse("1,1,16,64,varied,page16")
+    assert paged == Shape(1, 1, 16, 64, varied=True, page=16)
+    assert str(paged) == "b1 s_q1 h16 s64 varied page16"
+    assert paged.key.page_block_size == 16
     assert parse("1,2,16,64").key.causal
     assert not parse("1,1,16,64").key.causal
 
@@ -212,7 +216,14 @@ def test_the_run_prints_tables_and_writes_json_and_plot(
     assert measured["us"] == {"ours": 100.0, "theirs": 200.0}
     assert measured["graph_us"] == {"ours": 5.0}
     assert measured["host_us"] == {"ours": 7.0, "theirs": 7.0}
-    assert measured["shape"] == {"batch": 2, "s_q": 1, "h_q": 4, "s_k": 64, "varied": False}
+    assert measured["shape"] == {
+        "batch": 2,
+        "s_q": 1,
+        "h_q": 4,
+        "s_k": 64,
+        "varied": False,
+        "page": 64,
+    }
     assert png_size(tmp_path / "b.png") == (1300, 806)
 
 

@@ -70,8 +70,15 @@ def test_hopper_keeps_its_copies_and_matrix_instructions(tmp_path: Path) -> None
         "sparse bf16 16",
     )
     found = compiled(tmp_path, "sm_90", *names)
-    for variant in ("rows 16", "rows 16 page 16", "sparse bf16 16"):
-        assert found[variant]["counts"]["cp.async"] == 54, variant  # three tiles of 18 copies
+    assert found["sparse bf16 16"]["counts"]["cp.async"] == 54  # three tiles of 18 copies
+    for variant in ("rows 16", "rows 16 page 16"):
+        few = found[variant]
+        assert few["kernel"] == "gluon"
+        # 36 for the scores, 32 for the output; two tiles before the loop and one in it with 36
+        # copies each, two queries with 9
+        assert few["counts"]["wgmma"] == 68, variant
+        assert few["counts"]["cp.async"] == 126, variant
+        assert few["spill"] == 0, variant
     for variant in ("rows 32", "rows 128", "rows 256 causal"):
         gluon = found[variant]
         assert gluon["kernel"] == "gluon"

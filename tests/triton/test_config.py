@@ -31,14 +31,23 @@ def test_an_unknown_card_is_placed_by_its_shared_memory(shared: int, block_n: in
     assert config.config_for(KEY, device).block_n == block_n
 
 
-def test_the_gluon_form_is_asked_for_on_hopper_from_17_rows_only() -> None:
+def test_a_gluon_form_is_asked_for_on_hopper() -> None:
     for key in (KernelKey(h_q=128), KernelKey(h_q=128, s_q=2), KernelKey(h_q=32)):
         found = config.config_for(key, H100)
         assert found.gluon
         assert found.step == 2  # it takes two blocks at a time: a part of one would waste half
-    assert not config.config_for(KEY, H100).gluon
     for change in ({"page_block_size": 16}, {"batch_invariant": True}, {"d_qk": 512}):
         assert not config.config_for(KernelKey(h_q=128).with_(**change), H100).gluon
+
+
+def test_the_form_for_few_rows_reads_pages_of_any_size() -> None:
+    for change in ({}, {"page_block_size": 16}, {"page_block_size": 1}, {"h_q": 8, "s_q": 2},
+                   {"h_q": 64, "h_kv": 4}, {"kv_strides": "token_strided"}):  # fmt: skip
+        found = config.config_for(KEY.with_(**change), H100)
+        assert found.gluon, change
+        assert (found.block_h, found.block_n, found.step) == (16, 64, 1), change
+    for change in ({"batch_invariant": True}, {"d_qk": 512}, {"kv_format": "v32"}):
+        assert not config.config_for(KEY.with_(**change), H100).gluon, change
 
 
 def test_masked_blocks_have_a_loop_of_their_own_in_large_batches_only() -> None:
@@ -48,7 +57,7 @@ def test_masked_blocks_have_a_loop_of_their_own_in_large_batches_only() -> None:
         return [mine.constants["SPLIT_TAIL"] for name, mine, _ in offered if name == "dense"]
 
     key = KernelKey(h_q=32, page_block_size=16)
-    assert tails(KEY) == [False] * len(BATCH_CLASSES)
+    assert tails(KEY.with_(d_qk=512)) == [False] * len(BATCH_CLASSES)
     assert tails(key) == [n > 32 for n in BATCH_CLASSES]
     # the batch decides the class, and must not decide the bits
     assert tails(key.with_(batch_invariant=True)) == [True] * len(BATCH_CLASSES)
