@@ -8,7 +8,7 @@ import torch
 
 from flashmla_hub.backends.triton.config import Config
 from flashmla_hub.backends.triton.dense_bound import DenseKernel
-from flashmla_hub.backends.triton.sparse_bound import (
+from flashmla_hub.backends.triton.sparse_ops import (
     PagedFp8Kernel,
     SparseDecodeKernel,
     SparsePrefillKernel,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from flashmla_hub.device import DeviceInfo
-from flashmla_hub.request import DENSE_DECODE, KernelKey
+from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,8 @@ def config_for(key: KernelKey, device: DeviceInfo) -> Config:
         table = _GLUON
     rows = rows_of(key)
     config = next((c for most, c in table if rows <= most), table[-1][1])
+    if hopper and gluon_takes_lists(key):
+        config = replace(config, gluon=True, step=2)
     return replace(
         config,
         pdl=hopper,
@@ -203,6 +205,18 @@ def gluon_takes(key: KernelKey) -> bool:
         return False
     one_page = key.page_block_size == 64 and key.kv_strides != "token_strided"
     return rows_of(key) <= FEW_ROWS or (one_page and key.h_kv == 1)
+
+
+def gluon_takes_lists(key: KernelKey) -> bool:
+    """What the Hopper Gluon form of the sparse ops is written for; fewer rows would be padded."""
+    return (
+        key.op in (SPARSE_DECODE, SPARSE_PREFILL)
+        and (key.kv_format == "dense" or (key.kv_format, key.dtype) == ("v32", "bfloat16"))
+        and (key.d_qk, key.d_v) == (576, 512)
+        and key.h_kv == 1
+        and not key.extra_topk
+        and rows_of(key) > 32
+    )
 
 
 def chunking(key: KernelKey, config: Config) -> tuple[int, int]:

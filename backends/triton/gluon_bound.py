@@ -13,10 +13,12 @@ from torch import Tensor
 from flashmla_hub.backends.triton.config import FEW_ROWS, SLACK_PERCENT, Config
 from flashmla_hub.backends.triton.host import VECTOR
 from flashmla_hub.backends.triton.launch import Descriptor, Launcher
-from flashmla_hub.request import PACKED, KernelKey
+from flashmla_hub.request import PACKED, SPARSE_PREFILL, KernelKey
 
 HALF, NARROW = (64, 256), (64, 64)
 MAX_ROWS = 2**31 - 1
+# Four warps: where there is a second warpgroup, it is a partition of its own.
+OPTIONS = {"num_warps": 4, "launch_pdl": True}
 
 Pool = tuple[tuple[Any, ...], tuple[int, ...]]
 
@@ -77,13 +79,27 @@ def _pairs(key: KernelKey, config: Config, tiles: int, classes: Iterable[int]) -
     )
 
 
+def sparse_launcher(key: KernelKey) -> Launcher | None:
+    """The Gluon form of a sparse op; None where this Triton's Gluon lacks a name."""
+    try:
+        from flashmla_hub.backends.triton.hopper_sparse import gluon_sparse_kernel
+    except (ImportError, AttributeError):
+        return None
+    constants = {
+        "COUNTS": key.topk_length,
+        "HAS_SINK": key.attn_sink,
+        "HAS_MAX": key.op == SPARSE_PREFILL,
+        "PAGE": key.page_block_size,
+        "FP8": key.kv_format != "dense",
+    }
+    return Launcher(gluon_sparse_kernel, constants, OPTIONS)
+
+
 def _launchers(
     fn: Any, key: KernelKey, config: Config, constants: dict[str, Any], classes: Iterable[int]
 ) -> dict[int, Launcher]:
     shared = {"CAUSAL": key.causal, "SLACK": SLACK_PERCENT, "STEP": config.step, **constants}
-    # four warps: the second warpgroup of the form with pairs is a partition of its own
-    options = {"num_warps": 4, "launch_pdl": True}
-    return {n: Launcher(fn, {**shared, "BATCH": n}, options) for n in classes}
+    return {n: Launcher(fn, {**shared, "BATCH": n}, OPTIONS) for n in classes}
 
 
 def _as_it_is(kv: Tensor) -> Pool:

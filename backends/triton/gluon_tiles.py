@@ -77,6 +77,12 @@ def prefetch(kv, row, size):
 
 
 @gluon.jit
+def as_words(halves, N: gl.constexpr, WORDS: gl.constexpr):
+    """N panels of 64 columns, two columns to a 32-bit word."""
+    return _view(halves, gl.int32, [N, 64, 32], WORDS)
+
+
+@gluon.jit
 def zero_rows(halves, kept, SHARED: gl.constexpr):
     """Zero the rows of one half of a pair of tiles from ``kept`` on: slots past the length may hold
     NaN, which a weight of 0 does not remove. The other warpgroup may be reading the tiles for its

@@ -14,11 +14,20 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from flashmla_hub.backends.triton.gluon_pairs import (
+    Q_ROPE,
+    ROW,
+    SHARED,
+    O,
+    S,
+    add_first,
+    add_second,
+    scores,
+)
 from flashmla_hub.backends.triton.gluon_tiles import (
     LN2,
     barrier,
@@ -26,7 +35,6 @@ from flashmla_hub.backends.triton.gluon_tiles import (
     plan,
     prefetch,
     rows_of_pair,
-    zero_rows,
 )
 
 
@@ -38,17 +46,9 @@ def _warpgroup(
     q_left, q_right, left, right, ropes, ps, maxima, sums, full, turn,
     W: gl.constexpr, CAUSAL: gl.constexpr, BATCH: gl.constexpr,
 ):  # fmt: skip
-    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
-    O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16])  # noqa: E741
-    Q_ROPE: gl.constexpr = gl.DotOperandLayout(0, S, 2)
-    P: gl.constexpr = gl.DotOperandLayout(0, O, 2)
-    ROW: gl.constexpr = gl.SliceLayout(1, S)
-    SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0])
     dtype: gl.constexpr = q.dtype.element_ty
-    max_0 = turn.index(0)
-    p_1 = turn.index(1)
-    p_0 = turn.index(2)
+    halves = left if W == 0 else right
     q_ready = turn.index(3)
     sum_ready = turn.index(4)
     visible = s_q * group
@@ -120,85 +120,23 @@ def _warpgroup(
             )  # fmt: skip
             z &= i
             prefetch(kv, row_a if W == 0 else row_b, gl.where(more, ahead, 0))
-            k_left = left.index(z + W)
-            k_right = right.index(z + W)
-            q_l = q_left.index(z)
-            q_r = q_right.index(z)
-            zero = gl.zeros([64, 64], gl.float32, layout=S)
-            if W == 0:  # each begins with the half that comes first
-                mbarrier.wait(full.index(0), phase)
-                s = warpgroup_mma(q_l, k_left.permute((1, 0)), zero, use_acc=False, is_async=True)
-                mbarrier.wait(full.index(1), phase)
-                s = warpgroup_mma(q_r, k_right.permute((1, 0)), s, is_async=True)
-            else:
-                mbarrier.wait(full.index(3), phase)
-                s = warpgroup_mma(q_r, k_right.permute((1, 0)), zero, use_acc=False, is_async=True)
-                mbarrier.wait(full.index(2), phase)
-                s = warpgroup_mma(q_l, k_left.permute((1, 0)), s, is_async=True)
-            s = warpgroup_mma(q_rope, ropes.index(z + W).permute((1, 0)), s, is_async=True)
+            s = scores(q_left, q_right, q_rope, left, right, ropes, full, phase, z, W, False)
             s = warpgroup_mma_wait(0, deps=(s,))
             if (i + W + 1) * 64 > shared:
                 s = gl.where(((i + W) * 64 + tokens)[None, :] < limit[:, None], s, -float("inf"))
-            top = gl.max(s, 1) * scale  # scale > 0
             ragged = (i + 2) * 64 > stop
+            o, m, total, alpha = add_first(
+                s, scale, m, total, o, halves, ps, maxima, full, turn, phase, z, ragged,
+                stop - i * 64, W, False,
+            )  # fmt: skip
             if W == 0:
-                m_0 = gl.maximum(m, top)
-                maxima.index(0).store(m_0)
-                barrier()
-                mbarrier.arrive(max_0, count=1)
-                p = gl.exp2(s * scale - m_0[:, None])
-                alpha = gl.exp2(m - m_0)
-                o = o * gl.convert_layout(alpha, gl.SliceLayout(1, O))[:, None]
-                if ragged:
-                    mbarrier.wait(full.index(2), phase)
-                    zero_rows(left, stop - i * 64, SHARED)
-                own = gl.convert_layout(p.to(dtype), P)
-                o = warpgroup_mma(own, left.index(z), o, is_async=True)
-                total = total * alpha + gl.sum(p, 1)  # while the tensor cores work
-                mbarrier.wait(p_1, phase)
-                m = maxima.index(1).load(ROW)
-                alpha = gl.exp2(m_0 - m)
-                total = total * alpha
-                ps.index(0).store((p * alpha[:, None]).to(dtype))
-                fence_async_shared()
-                barrier()
-                mbarrier.arrive(p_0, count=1)
-                o = warpgroup_mma_wait(0, deps=(o,))
-                barrier()
                 fill(half, narrow, row_a, full, left, ropes, more, 0, 0)
-                o = o * gl.convert_layout(alpha, gl.SliceLayout(1, O))[:, None]
-                mbarrier.wait(full.index(2), phase)
-                o = warpgroup_mma(ps.index(1), left.index(z + 1), o, is_async=True)
-                o = warpgroup_mma_wait(0, deps=(o,))
-                barrier()
+            else:
+                fill(half, narrow, row_b, full, right, ropes, more, 1, 1)
+            o = add_second(o, alpha, halves, ps, full, phase, z, W, False)
+            if W == 0:
                 fill(half, narrow, row_b, full, left, ropes, more, 1, 0)
             else:
-                mbarrier.wait(max_0, phase)
-                new = gl.maximum(maxima.index(0).load(ROW), top)
-                p = gl.exp2(s * scale - new[:, None])
-                alpha = gl.exp2(m - new)
-                m = new
-                maxima.index(1).store(new)
-                narrowed = p.to(dtype)
-                ps.index(1).store(narrowed)
-                fence_async_shared()
-                barrier()
-                mbarrier.arrive(p_1, count=1)
-                o = o * gl.convert_layout(alpha, gl.SliceLayout(1, O))[:, None]
-                if ragged:
-                    mbarrier.wait(full.index(1), phase)
-                    zero_rows(right, stop - i * 64, SHARED)
-                own = gl.convert_layout(narrowed, P)
-                o = warpgroup_mma(own, right.index(z + 1), o, is_async=True)
-                total = total * alpha + gl.sum(p, 1)
-                mbarrier.wait(full.index(1), phase)
-                mbarrier.wait(p_0, phase)
-                o = warpgroup_mma(ps.index(0), right.index(z), o, is_async=True)
-                o = warpgroup_mma_wait(1, deps=(o,))
-                barrier()
-                fill(half, narrow, row_b, full, right, ropes, more, 1, 1)
-                o = warpgroup_mma_wait(0, deps=(o,))
-                barrier()
                 fill(half, narrow, row_a, full, right, ropes, more, 0, 1)
             pairs += 1
         if BATCH <= 32:  # late, as in dense.py
@@ -262,7 +200,6 @@ def gluon_dense_kernel(
     """As dense.dense_kernel; half, narrow: descriptors of the pool's rows, blocks of 64 x 256 and
     64 x 64; page_rows: rows from one page to the next; ahead: bytes of a tile to read into L2 a
     pair ahead, 0: none."""
-    SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     dtype: gl.constexpr = q.dtype.element_ty
     gdc_wait()

@@ -1,5 +1,5 @@
-"""Sparse decode and prefill, and dense decode over FP8 caches: host side. Immutable, no device
-memory held between calls."""
+"""Sparse decode and prefill, and dense decode over FP8 caches: what a call launches. Immutable, no
+device memory held between calls."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
+from flashmla_hub.backends.triton import gluon_bound
 from flashmla_hub.backends.triton.config import Combine, Config, combine_for, rows_of
 from flashmla_hub.backends.triton.host import (
     INVARIANT_COMBINE,
@@ -31,12 +32,13 @@ from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL, KernelKey
 MAX_SPLITS = 32
 INVARIANT_SPLITS = 4  # of a decode query, whatever the batch; prefill has queries enough
 SPLIT_COST = 3  # what one more split costs, in blocks of attention
+GLUON_TILES = 4  # with fewer, the plain form's smaller blocks spread further (batch 1: 20 %)
 MAX_SLOTS = 2**31 - 1
 FP8_UNIT = 16  # bytes: the unit of an FP8 cache's strides
 
 
 class SparseKernel(BoundKernel):
-    """Both sparse ops for one key; see the subclasses for ``run``."""
+    """A sparse op for one key; sparse_ops.py has the subclasses with ``run``."""
 
     def __init__(self, key: KernelKey, device: DeviceInfo, config: Config) -> None:
         self.key, self.config = key, config
@@ -77,6 +79,7 @@ class SparseKernel(BoundKernel):
             **dict(config.options),
         }
         self._main = Launcher(sparse_kernel, main, options)
+        self._gluon = gluon_bound.sparse_launcher(key) if config.gluon else None
         merge = {**flags, "DV": key.d_v, "H": config.block_h, "SMAX": MAX_SPLITS}
         self._combine = {
             tile: Launcher(
@@ -97,10 +100,16 @@ class SparseKernel(BoundKernel):
             return INVARIANT_COMBINE
         return combine_for(queries * self.key.h_q, MAX_SPLITS, self.key.d_v)
 
+    def _takes_gluon(self, queries: int) -> bool:
+        """Whether ``queries`` go through the Gluon form: a batch-invariant call always."""
+        return self.key.batch_invariant or queries * self.tiles >= GLUON_TILES
+
     def _splits_for(self, queries: int, topk: int) -> int:
         """Splits of each query's list: the count that takes the fewest block times in all."""
-        blocks = -(-topk // self.config.block_n)
-        blocks += -(-self.key.extra_topk // self.config.block_n)
+        at_once = self.config.block_n
+        if self._gluon and self._takes_gluon(queries):
+            at_once *= self.config.step
+        blocks = -(-topk // at_once) - (-self.key.extra_topk // at_once)
         if self.key.batch_invariant:
             return 1 if self.has_max else INVARIANT_SPLITS
 
@@ -113,7 +122,10 @@ class SparseKernel(BoundKernel):
     def launchers(self) -> Iterator[tuple[str, Launcher, tuple[Any, ...]]]:
         """What a call may launch: name, launcher, argument types."""
         d, c, f, i = self.dtype, self.cache_dtype, torch.float32, torch.int32
-        yield "sparse", self._main, (d, c, i, i, c, i, i, f, d, f, f, f, 1.0, *[1] * 29)
+        if self._gluon:
+            yield "gluon", self._gluon, (d, c, i, i, f, d, f, f, f, 1.0, *[1] * 21)
+        if not self._gluon or not self.key.batch_invariant:
+            yield "sparse", self._main, (d, c, i, i, c, i, i, f, d, f, f, f, 1.0, *[1] * 29)
         for tile, launcher in self._combine.items():
             name = f"combine {tile.rows}x{tile.cols}x{tile.splits}"
             yield name, launcher, (f, f, d, f, f, *[1] * 12)
@@ -136,7 +148,7 @@ class SparseKernel(BoundKernel):
             )  # fmt: skip
         return raw, page // FP8_UNIT, token // FP8_UNIT, head // FP8_UNIT
 
-    def _launch(
+    def launch(
         self, q: Tensor, kv: Tensor, indices: Tensor, counts: Tensor | None, sink: Tensor | None,
         extra_kv: Tensor | None, extra_indices: Tensor | None, extra_counts: Tensor | None,
         out: Tensor, lse: Tensor, max_logits: Tensor | None, softmax_scale: float, topk: int,
@@ -168,22 +180,33 @@ class SparseKernel(BoundKernel):
             out_b // VECTOR, out_t // VECTOR, out_h // VECTOR, *lse.stride(),
             s_q, key.h_q // key.h_kv, self.tiles, self.tiles_per_head, splits, part_rows,
         )  # fmt: skip
-        self._main(
-            (queries * self.tiles, splits, 1), q, cache, indices,
-            indices if counts is None else counts,
-            extra, indices if extra_indices is None else extra_indices,
-            indices if extra_counts is None else extra_counts,
-            sinks, out, lse, tops, scratch, softmax_scale * LOG2E,
-            q_b // VECTOR, q_t // VECTOR, q_h // VECTOR, page, token, head, extra_page, extra_row,
-            *indices.stride()[:3], *extra_strides, topk, extra_topk,
-            min(MAX_SLOTS, kv.shape[0] * kv.shape[1]), extra_slots, *tail,
-        )  # fmt: skip
+        slots = min(MAX_SLOTS, kv.shape[0] * kv.shape[1])
+        if self._gluon and self._takes_gluon(queries):
+            items = queries * splits * self.tiles
+            self._gluon(
+                (min(items, self._slots_at_once), 1, 1), q, cache, indices,
+                indices if counts is None else counts, sinks, out, lse, tops, scratch,
+                softmax_scale * LOG2E, q_b // VECTOR, q_t // VECTOR, q_h // VECTOR, page, token,
+                *indices.stride()[:2], out_b // VECTOR, out_t // VECTOR, out_h // VECTOR,
+                *lse.stride(), items, self.tiles, splits, s_q, key.h_q, topk, slots, part_rows,
+            )  # fmt: skip
+        else:
+            self._main(
+                (queries * self.tiles, splits, 1), q, cache, indices,
+                indices if counts is None else counts,
+                extra, indices if extra_indices is None else extra_indices,
+                indices if extra_counts is None else extra_counts,
+                sinks, out, lse, tops, scratch, softmax_scale * LOG2E,
+                q_b // VECTOR, q_t // VECTOR, q_h // VECTOR, page, token, head,
+                extra_page, extra_row, *indices.stride()[:3], *extra_strides, topk, extra_topk,
+                slots, extra_slots, *tail,
+            )  # fmt: skip
         if splits > 1:
             tile = self._combine_tile(queries)
             grid = (queries, -(-key.h_q // tile.rows), key.d_v // tile.cols)
             self._combine[tile](grid, scratch, sinks, out, lse, tops, *tail)
 
-    def _decode(
+    def decode(
         self, q: Tensor, k_cache: Tensor, lists: Tensor, counts: Tensor | None,
         sink: Tensor | None, extra: tuple[Tensor | None, Tensor | None, Tensor | None],
         out: Tensor | None, lse: Tensor | None, softmax_scale: float, topk: int,
@@ -205,7 +228,7 @@ class SparseKernel(BoundKernel):
         with on_device(q):
             for a in range(0, batch, most):
                 at = slice(a, min(batch, a + most))
-                self._launch(
+                self.launch(
                     q[at], k_cache, lists[at], _rows(counts, at), sink,
                     extra_cache, _rows(extra_lists, at), _rows(extra_counts, at),
                     target[at], lse[at], None, softmax_scale, topk,
@@ -221,90 +244,6 @@ class SparseKernel(BoundKernel):
         splits = self.splits_for(self.key.s_q, topk)
         rows = self.key.s_q * splits * self.tiles * self.config.block_h
         return max(1, INVARIANT_SCRATCH // (rows * (self.key.d_v + 2) * 4))
-
-
-class SparseDecodeKernel(SparseKernel):
-    def run(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        indices: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        topk_length: Tensor | None = None,
-        attn_sink: Tensor | None = None,
-        extra_k_cache: Tensor | None = None,
-        extra_indices: Tensor | None = None,
-        extra_topk_length: Tensor | None = None,
-        plan: object = None,
-    ) -> tuple[Tensor, Tensor]:
-        extra = (extra_k_cache, extra_indices, extra_topk_length)
-        return self._decode(
-            q, k_cache, indices.unsqueeze(2), topk_length, attn_sink, extra, out, lse,
-            softmax_scale, indices.shape[-1],
-        )  # fmt: skip
-
-
-class PagedFp8Kernel(SparseKernel):
-    """Dense decode over an FP8 cache: each query token reads its request's tokens by itself."""
-
-    def run(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        block_table: Tensor,
-        cache_seqlens: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        plan: object = None,
-    ) -> tuple[Tensor, Tensor]:
-        width = block_table.shape[1]
-        capacity = min(width * self.key.page_block_size, MAX_SLOTS)
-        lists = block_table[:, None, None, :].expand(q.shape[0], self.key.s_q, 1, width)
-        return self._decode(
-            q, k_cache, lists, cache_seqlens, None, (None, None, None), out, lse, softmax_scale,
-            capacity,
-        )  # fmt: skip
-
-
-class SparsePrefillKernel(SparseKernel):
-    def run(
-        self,
-        q: Tensor,
-        kv: Tensor,
-        indices: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        max_logits: Tensor | None = None,
-        topk_length: Tensor | None = None,
-        attn_sink: Tensor | None = None,
-        plan: object = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        key = self.key
-        queries = q.shape[0]
-        if not vectors(q):
-            q = q.contiguous()
-        target = out
-        if target is None or not vectors(target):
-            shape = (queries, key.h_q, key.d_v)
-            target = torch.empty(shape, dtype=self.dtype, device=q.device)
-        both = torch.empty((2, queries, key.h_q), dtype=torch.float32, device=q.device)
-        with on_device(q):
-            self._launch(
-                q.unsqueeze(1), kv.unsqueeze(1), indices.unsqueeze(1), topk_length, attn_sink,
-                None, None, None, target.unsqueeze(1), both[0].unsqueeze(2), both[1].unsqueeze(2),
-                softmax_scale, indices.shape[-1],
-            )  # fmt: skip
-        if out is not None and out is not target:
-            out.copy_(target)
-        return (
-            target if out is None else out,
-            both[1] if max_logits is None else max_logits.copy_(both[1]),
-            both[0] if lse is None else lse.copy_(both[0]),
-        )
 
 
 def _rows(tensor: Tensor | None, at: slice) -> Tensor | None:

@@ -34,7 +34,8 @@ A_FEW = 64
 
 
 def compiled(tmp_path: Path, target: str, *variants: str) -> dict[str, dict]:
-    """Main kernels by variant (by target for several), as the command reports them."""
+    """The first main kernel of each variant (of each target for several), as the command reports
+    it: the Gluon form where there is one."""
     command = [sys.executable, "-m", "flashmla_hub.backends.triton.aot", "--json"]
     command += ["--targets", target, *(["--variants", ",".join(variants)] if variants else [])]
     env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
@@ -49,7 +50,7 @@ def compiled(tmp_path: Path, target: str, *variants: str) -> dict[str, dict]:
             assert row["spill"] <= SPILLS.get((row["target"], row["variant"]), A_FEW), row
             assert row["resident"] >= 1, row
     assert run.returncode == 0, run.stderr
-    return {row["variant" if "," not in target else "target"]: row for row in rows}
+    return {row["variant" if "," not in target else "target"]: row for row in reversed(rows)}
 
 
 def test_the_commonest_kernel_on_a_target_of_each_kind(tmp_path: Path) -> None:
@@ -68,6 +69,8 @@ def test_hopper_keeps_its_copies_and_matrix_instructions(tmp_path: Path) -> None
         "rows 128",
         "rows 256 causal",
         "sparse bf16 16",
+        "sparse v32 128",
+        "prefill 128",
     )
     found = compiled(tmp_path, "sm_90", *names)
     assert found["sparse bf16 16"]["counts"]["cp.async"] == 54  # three tiles of 18 copies
@@ -87,6 +90,13 @@ def test_hopper_keeps_its_copies_and_matrix_instructions(tmp_path: Path) -> None
         assert gluon["counts"]["tma"] == 12, variant
         # 300 bytes more or less are a quarter of its speed: see hopper_gluon.py
         assert gluon["spill"] <= A_FEW, variant
+    for variant, copies in (("sparse v32 128", 0), ("prefill 128", 144)):
+        gluon = found[variant]
+        assert gluon["kernel"] == "gluon"
+        assert gluon["counts"]["wgmma"] == 88, variant
+        # before the loop and in it, two halves of 16 a warpgroup and 4 for rope columns
+        assert gluon["counts"]["cp.async"] == copies, variant
+        assert gluon["spill"] <= 256, variant  # four words in the loops; 3.9 most
 
 
 @pytest.mark.full

@@ -50,6 +50,18 @@ def test_the_form_for_few_rows_reads_pages_of_any_size() -> None:
         assert not config.config_for(KEY.with_(**change), H100).gluon, change
 
 
+def test_the_form_for_lists_is_asked_for_where_it_need_not_pad_much() -> None:
+    sparse = KernelKey(op="sparse_decode", h_q=64, topk=2048)
+    prefill = sparse.with_(op="sparse_prefill", page_block_size=1)
+    for key in (sparse, sparse.with_(kv_format="v32"), prefill, prefill.with_(attn_sink=True)):
+        found = config.config_for(key, H100)
+        assert found.gluon, key
+        assert (found.block_h, found.block_n, found.step) == (64, 64, 2), key
+    for key in (sparse.with_(h_q=32), sparse.with_(kv_format="model1", d_qk=512),
+                sparse.with_(extra_topk=64), prefill.with_(d_qk=512)):  # fmt: skip
+        assert not config.config_for(key, H100).gluon, key
+
+
 def test_masked_blocks_have_a_loop_of_their_own_in_large_batches_only() -> None:
     def tails(key: KernelKey) -> list[bool]:
         kernel = DenseKernel(key, H100, config.config_for(key, H100))
