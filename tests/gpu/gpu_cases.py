@@ -34,8 +34,19 @@ def hopper_reason() -> str:
     return ""
 
 
-_REASON = hopper_reason()
-needs_hopper = pytest.mark.skipif(bool(_REASON), reason=_REASON or "runs")
+def triton_reason() -> str:
+    if not torch.cuda.is_available():
+        return "no CUDA or ROCm device"
+    (status,) = (s for s in flashmla_hub.backends() if s.name == "triton")
+    return "" if status.status == "ready" else f"triton is not ready: {status.reason}"
+
+
+def _unless(reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(bool(reason), reason=reason or "runs")
+
+
+needs_hopper = _unless(hopper_reason())
+needs_triton = _unless(triton_reason())
 
 
 @dataclass(frozen=True)

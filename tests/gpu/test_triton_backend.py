@@ -6,26 +6,13 @@ import math
 
 import pytest
 import torch
-from gpu_cases import D_V, Case, make, oracle, random_lengths, same_bits
+from gpu_cases import D_V, Case, make, needs_triton, oracle, random_lengths, same_bits
 from oracle import check
 from torch import Tensor
 
 import flashmla_hub
 
-
-def reason() -> str:
-    """Why these tests cannot run here, '' if they can."""
-    if not torch.cuda.is_available():
-        return "no CUDA or ROCm device"
-    (status,) = (s for s in flashmla_hub.backends() if s.name == "triton")
-    return "" if status.status == "ready" else f"triton is not ready: {status.reason}"
-
-
-_REASON = reason()
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(bool(_REASON), reason=_REASON or "runs"),
-]
+pytestmark = [pytest.mark.gpu, needs_triton]
 
 CASES = (
     Case((65, 0, 130, 1, 5000, 64)),
