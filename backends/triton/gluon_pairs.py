@@ -25,6 +25,67 @@ Q_ROPE = gl.constexpr(gl.DotOperandLayout(0, S, 2))
 P = gl.constexpr(gl.DotOperandLayout(0, O, 2))
 ROW = gl.constexpr(gl.SliceLayout(1, S))
 SHARED = gl.constexpr(gl.NVMMASharedLayout(128, 16, rank=2))
+FLAT = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+WIDE = gl.constexpr(gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0]))
+
+
+@gluon.jit
+def allocate(dtype: gl.constexpr, FILLERS: gl.constexpr):
+    """Shared memory of the pair: query halves, tile halves, rope columns, weights, maxima, sums;
+    barriers of the half tiles (by 2 * tile + half, signalled FILLERS times when full), and of the
+    warpgroups' turns: maxima of the first, weights of the second, of the first, query, sums."""
+    q_left = gl.allocate_shared_memory(dtype, [1, 64, 256], SHARED)
+    q_right = gl.allocate_shared_memory(dtype, [1, 64, 256], SHARED)
+    left = gl.allocate_shared_memory(dtype, [2, 64, 256], SHARED)
+    right = gl.allocate_shared_memory(dtype, [2, 64, 256], SHARED)
+    ropes = gl.allocate_shared_memory(dtype, [2, 64, 64], SHARED)
+    ps = gl.allocate_shared_memory(dtype, [2, 64, 64], SHARED)
+    maxima = gl.allocate_shared_memory(gl.float32, [2, 64], FLAT)
+    sums = gl.allocate_shared_memory(gl.float32, [2, 64], FLAT)
+    full = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [5, 1], mbarrier.MBarrierLayout())
+    for j in gl.static_range(4):
+        mbarrier.init(full.index(j), count=FILLERS)
+    for j in gl.static_range(5):
+        mbarrier.init(turn.index(j), count=1 if j < 3 else 2)
+    return q_left, q_right, left, right, ropes, ps, maxima, sums, full, turn
+
+
+@gluon.jit
+def load_query(
+    base, q_t, q_h, tile, group, visible, q_left, q_right, turn, phase, W: gl.constexpr
+):  # fmt: skip
+    """The query tile at ``base``: a half into shared memory by each warpgroup, whose rope columns
+    are returned, in registers. Row i is token i // group, head i % group."""
+    rows = tile * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, WIDE))
+    cols = W * 256 + gl.arange(0, 256, layout=gl.SliceLayout(0, WIDE))
+    at = (rows // group * q_t + rows % group * q_h) * 8
+    ok = (rows < visible)[:, None]
+    half = gl.load(base + at[:, None] + cols[None, :], mask=ok, other=0.0)
+    if W == 0:
+        q_left.index(0).store(half)
+    else:
+        q_right.index(0).store(half)
+    rows = tile * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, Q_ROPE))
+    cols = 512 + gl.arange(0, 64, layout=gl.SliceLayout(0, Q_ROPE))
+    at = (rows // group * q_t + rows % group * q_h) * 8
+    ok = (rows < visible)[:, None]
+    rope = gl.load(base + at[:, None] + cols[None, :], mask=ok, other=0.0)
+    fence_async_shared()
+    barrier()
+    mbarrier.arrive(turn.index(3), count=1)
+    mbarrier.wait(turn.index(3), phase)
+    return rope
+
+
+@gluon.jit
+def sum_of_both(total, sums, turn, phase, W: gl.constexpr):
+    """The sum of weights, of which each warpgroup has those of its own tiles."""
+    sums.index(W).store(total)
+    barrier()
+    mbarrier.arrive(turn.index(4), count=1)
+    mbarrier.wait(turn.index(4), phase)
+    return total + sums.index(1 - W).load(ROW)
 
 
 @gluon.jit

@@ -54,6 +54,12 @@ def plan(
 
 
 @gluon.jit
+def length_of(lens, r, capacity):
+    """The length of request ``r``, as schedule.clamp_length has it."""
+    return gl.minimum(gl.maximum(gl.load(lens + r), 0), capacity)
+
+
+@gluon.jit
 def fill(half, narrow, row, full, halves, ropes, wanted, T: gl.constexpr, RIGHT: gl.constexpr):
     """Start the copy of one half of tile T of a pair; the right one brings the rope columns."""
     bar = full.index(2 * T + RIGHT)

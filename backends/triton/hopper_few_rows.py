@@ -19,7 +19,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from flashmla_hub.backends.triton.gluon_tiles import LN2, barrier, load_rows, plan
+from flashmla_hub.backends.triton.gluon_tiles import (
+    LN2,
+    barrier,
+    length_of,
+    load_rows,
+    plan,
+)
 
 # Four rows of 128 bytes an instruction: a thread needs the addresses of few rows.
 COPY = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
@@ -70,7 +76,7 @@ def _next_tile(lens, r, block, length, end, capacity):
     if block >= (length + 63) // 64:
         block = 0
         r = gl.minimum(r + 1, end - 1)
-        length = gl.minimum(gl.maximum(gl.load(lens + r), 0), capacity)
+        length = length_of(lens, r, capacity)
     return r, block, length
 
 
@@ -117,7 +123,7 @@ def few_rows_kernel(
     # The tile whose page ids are read next; tiles follow each other across requests.
     r_fill, b_fill, length_fill = first, 0, 0
     if first < end:
-        length_fill = gl.minimum(gl.maximum(gl.load(lens + first), 0), capacity)
+        length_fill = length_of(lens, first, capacity)
         b_fill = gl.maximum(lo - before, 0)
         ids, offsets, ok = _pages(table, table_b, r_fill, b_fill, length_fill, True, PAGE)
         r_fill, b_fill, length_fill = _next_tile(lens, r_fill, b_fill, length_fill, end, capacity)
@@ -136,7 +142,7 @@ def few_rows_kernel(
         r_fill, b_fill, length_fill = _next_tile(lens, r_fill, b_fill, length_fill, end, capacity)
     ids, offsets, ok = _pages(table, table_b, r_fill, b_fill, length_fill, lo + 2 < hi, PAGE)
     for r in range(first, end):
-        length = gl.minimum(gl.maximum(gl.load(lens + r), 0), capacity)
+        length = length_of(lens, r, capacity)
         n_r = gl.maximum((length + 63) // 64, 1)
         b0 = gl.maximum(lo - before, 0)
         b1 = gl.minimum(hi - before, n_r)

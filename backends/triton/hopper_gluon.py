@@ -13,25 +13,26 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
     warpgroup_mma_wait,
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from flashmla_hub.backends.triton.gluon_pairs import (
-    Q_ROPE,
     ROW,
-    SHARED,
     O,
     S,
     add_first,
     add_second,
+    allocate,
+    load_query,
     scores,
+    sum_of_both,
 )
 from flashmla_hub.backends.triton.gluon_tiles import (
     LN2,
     barrier,
     fill,
+    length_of,
     plan,
     prefetch,
     rows_of_pair,
@@ -43,14 +44,11 @@ def _warpgroup(
     q, kv, half, narrow, table, lens, out, lse, scratch, scale,
     q_b, q_t, q_h, page_rows, ahead, table_b, out_b, out_t, out_h, lse_b, lse_h, lse_t,
     s_q, group, tiles, capacity, part_rows, part, tile, lo, hi, first, end, before,
-    q_left, q_right, left, right, ropes, ps, maxima, sums, full, turn,
-    W: gl.constexpr, CAUSAL: gl.constexpr, BATCH: gl.constexpr,
+    memory, W: gl.constexpr, CAUSAL: gl.constexpr, BATCH: gl.constexpr,
 ):  # fmt: skip
-    WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0])
+    q_left, q_right, left, right, ropes, ps, maxima, sums, full, turn = memory
     dtype: gl.constexpr = q.dtype.element_ty
     halves = left if W == 0 else right
-    q_ready = turn.index(3)
-    sum_ready = turn.index(4)
     visible = s_q * group
     pairs = 0  # pairs consumed so far: gives the phase of the barriers
     # Always 0, which the compiler cannot tell, and may change from pair to pair for all it knows:
@@ -58,7 +56,7 @@ def _warpgroup(
     # 300 bytes of others (Triton 3.6 to 3.9).
     z = part >> 30
     if first < end:
-        length = gl.minimum(gl.maximum(gl.load(lens + first), 0), capacity)
+        length = length_of(lens, first, capacity)
         last = gl.maximum((length + 63) // 64 - 1, 0)
         b0 = gl.maximum(lo - before, 0)
         row_a, row_b = rows_of_pair(table, table_b, first, b0, last, length, page_rows)
@@ -69,35 +67,19 @@ def _warpgroup(
             fill(half, narrow, row_b, full, right, ropes, True, 1, 1)
             fill(half, narrow, row_a, full, right, ropes, True, 0, 1)
     for r in range(first, end):
-        length = gl.minimum(gl.maximum(gl.load(lens + r), 0), capacity)
+        length = length_of(lens, r, capacity)
         n_r = gl.maximum((length + 63) // 64, 1)
         last = n_r - 1
         b0 = gl.maximum(lo - before, 0)
         b1 = gl.minimum(hi - before, n_r)
         r_next = gl.minimum(r + 1, end - 1)
-        length_next = gl.minimum(gl.maximum(gl.load(lens + r_next), 0), capacity)
+        length_next = length_of(lens, r_next, capacity)
         last_next = gl.maximum((length_next + 63) // 64 - 1, 0)
 
-        base = q + r.to(gl.int64) * q_b * 8
-        rows = tile * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, WIDE))
-        cols = W * 256 + gl.arange(0, 256, layout=gl.SliceLayout(0, WIDE))
-        at = (rows // group * q_t + rows % group * q_h) * 8
-        ok = (rows < visible)[:, None]
-        q_half = gl.load(base + at[:, None] + cols[None, :], mask=ok, other=0.0)
-        if W == 0:
-            q_left.index(0).store(q_half)
-        else:
-            q_right.index(0).store(q_half)
-        rows = tile * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, Q_ROPE))
-        cols = 512 + gl.arange(0, 64, layout=gl.SliceLayout(0, Q_ROPE))
-        at = (rows // group * q_t + rows % group * q_h) * 8
-        ok = (rows < visible)[:, None]
-        q_rope = gl.load(base + at[:, None] + cols[None, :], mask=ok, other=0.0)
-        fence_async_shared()
-        barrier()
-        mbarrier.arrive(q_ready, count=1)
-        mbarrier.wait(q_ready, (r - first) & 1)
-
+        q_rope = load_query(
+            q + r.to(gl.int64) * q_b * 8, q_t, q_h, tile, group, visible, q_left, q_right, turn,
+            (r - first) & 1, W,
+        )  # fmt: skip
         stop = gl.minimum(length, b1 * 64)  # tokens of this segment end here
         shared = stop  # tokens below it are visible to every row
         rows = tile * 64 + gl.arange(0, 64, layout=ROW)
@@ -141,11 +123,7 @@ def _warpgroup(
             pairs += 1
         if BATCH <= 32:  # late, as in dense.py
             gdc_launch_dependents()
-        sums.index(W).store(total)
-        barrier()
-        mbarrier.arrive(sum_ready, count=1)
-        mbarrier.wait(sum_ready, (r - first) & 1)
-        total += sums.index(1 - W).load(ROW)
+        total = sum_of_both(total, sums, turn, (r - first) & 1, W)
         alive = total > 0
         inv = gl.where(alive, 1.0 / total, 0.0)
         log_sum = m + gl.log2(total)
@@ -200,8 +178,6 @@ def gluon_dense_kernel(
     """As dense.dense_kernel; half, narrow: descriptors of the pool's rows, blocks of 64 x 256 and
     64 x 64; page_rows: rows from one page to the next; ahead: bytes of a tile to read into L2 a
     pair ahead, 0: none."""
-    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    dtype: gl.constexpr = q.dtype.element_ty
     gdc_wait()
     if BATCH > 32:
         gdc_launch_dependents()
@@ -209,27 +185,14 @@ def gluon_dense_kernel(
     tile = pid % tiles
     part = pid // tiles
     lo, hi, first, end, before = plan(lens, part, batch, parts, capacity, BATCH, SLACK, STEP)
-    q_left = gl.allocate_shared_memory(dtype, [1, 64, 256], SHARED)
-    q_right = gl.allocate_shared_memory(dtype, [1, 64, 256], SHARED)
-    left = gl.allocate_shared_memory(dtype, [2, 64, 256], SHARED)
-    right = gl.allocate_shared_memory(dtype, [2, 64, 256], SHARED)
-    ropes = gl.allocate_shared_memory(dtype, [2, 64, 64], SHARED)
-    ps = gl.allocate_shared_memory(dtype, [2, 64, 64], SHARED)
-    maxima = gl.allocate_shared_memory(gl.float32, [2, 64], FLAT)
-    sums = gl.allocate_shared_memory(gl.float32, [2, 64], FLAT)
-    full = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
-    turn = gl.allocate_shared_memory(gl.int64, [5, 1], mbarrier.MBarrierLayout())
-    for j in gl.static_range(4):
-        mbarrier.init(full.index(j), count=1)
-    for j in gl.static_range(5):
-        mbarrier.init(turn.index(j), count=1 if j < 3 else 2)
+    memory = allocate(q.dtype.element_ty, 1)
     fence_async_shared()
     barrier()
     args = (
         q, kv, half, narrow, table, lens, out, lse, scratch, scale,
         q_b, q_t, q_h, page_rows, ahead, table_b, out_b, out_t, out_h, lse_b, lse_h, lse_t,
         s_q, group, tiles, capacity, part_rows, part, tile, lo, hi, first, end, before,
-        q_left, q_right, left, right, ropes, ps, maxima, sums, full, turn,
+        memory,
     )  # fmt: skip
     gl.warp_specialize(
         [(_first, (args, CAUSAL, BATCH)), (_second, (args, CAUSAL, BATCH))], [4], [256]

@@ -17,19 +17,20 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from flashmla_hub.backends.triton.gluon_lists import COPY_ROWS, gather, item_of, listed, producer
 from flashmla_hub.backends.triton.gluon_pairs import (
-    Q_ROPE,
     ROW,
-    SHARED,
     O,
     S,
     add_first,
     add_second,
+    allocate,
+    load_query,
     scores,
+    sum_of_both,
 )
 from flashmla_hub.backends.triton.gluon_tiles import LN2, barrier
 
 LOG2E = gl.constexpr(1.4426950408889634)
-WIDE = gl.constexpr(gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0]))
+ANY = gl.constexpr(1 << 30)  # heads of a token: a tile has rows of one
 
 
 @gluon.jit
@@ -37,14 +38,13 @@ def _warpgroup(
     q, kv, indices, counts, sink, out, lse, max_logits, scratch, scale,
     q_b, q_t, q_h, kv_page, kv_row, index_b, index_t, out_b, out_t, out_h, lse_b, lse_h, lse_t,
     items, tiles, splits, s_q, h_q, topk, slots, part_rows,
-    q_left, q_right, left, right, ropes, ps, maxima, sums, full, empty, turn,
+    memory, empty,
     W: gl.constexpr, COUNTS: gl.constexpr, HAS_SINK: gl.constexpr, HAS_MAX: gl.constexpr,
     PAGE: gl.constexpr, FP8: gl.constexpr,
 ):  # fmt: skip
+    q_left, q_right, left, right, ropes, ps, maxima, sums, full, turn = memory
     dtype: gl.constexpr = q.dtype.element_ty
     halves = left if W == 0 else right
-    q_ready = turn.index(3)
-    sum_ready = turn.index(4)
     pid = gl.program_id(0)
     step = gl.num_programs(0)
     z = pid >> 30  # always 0: see hopper_gluon.py
@@ -66,24 +66,10 @@ def _warpgroup(
             _, _, _, _, entries_next, count_next, lo_next, _ = item_of(
                 item_next, tiles, splits, s_q, indices, index_b, index_t, counts, topk, COUNTS
             )
-        base = q + (b.to(gl.int64) * q_b + t.to(gl.int64) * q_t) * 8
-        rows = tile * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, WIDE))
-        cols = W * 256 + gl.arange(0, 256, layout=gl.SliceLayout(0, WIDE))
-        at = base + ((rows * q_h * 8)[:, None] + cols[None, :])
-        q_half = gl.load(at, mask=(rows < h_q)[:, None], other=0.0)
-        if W == 0:
-            q_left.index(0).store(q_half)
-        else:
-            q_right.index(0).store(q_half)
-        rows = tile * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, Q_ROPE))
-        cols = 512 + gl.arange(0, 64, layout=gl.SliceLayout(0, Q_ROPE))
-        at = base + ((rows * q_h * 8)[:, None] + cols[None, :])
-        q_rope = gl.load(at, mask=(rows < h_q)[:, None], other=0.0)
-        fence_async_shared()
-        barrier()
-        mbarrier.arrive(q_ready, count=1)
-        mbarrier.wait(q_ready, item // step & 1)
-
+        q_rope = load_query(
+            q + (b.to(gl.int64) * q_b + t.to(gl.int64) * q_t) * 8, 0, q_h, tile, ANY, h_q,
+            q_left, q_right, turn, item // step & 1, W,
+        )  # fmt: skip
         m = gl.full([64], -1e30, gl.float32, layout=ROW)
         total = gl.full([64], 0.0, gl.float32, layout=ROW)
         o = gl.zeros([64, 256], gl.float32, layout=O)
@@ -106,21 +92,17 @@ def _warpgroup(
                 s, scale, m, total, o, halves, ps, maxima, full, turn, phase, z, False, 0, W,
                 True,
             )  # fmt: skip
-            if FP8:
+            if FP8:  # the half of tile W, at 2 * W + W
                 mbarrier.arrive(empty.index(3 * W), count=1)
             elif more:
                 gather(kv, kv_page, kv_row, slot_w, halves, ropes, full, PAGE, W, W)
             o = add_second(o, alpha, halves, ps, full, phase, z, W, True)
-            if FP8:
+            if FP8:  # the half of the other tile, at 2 * (1 - W) + W
                 mbarrier.arrive(empty.index(2 - W), count=1)
             elif more:
                 gather(kv, kv_page, kv_row, slot_o, halves, ropes, full, PAGE, 1 - W, W)
             pairs += 1
-        sums.index(W).store(total)
-        barrier()
-        mbarrier.arrive(sum_ready, count=1)
-        mbarrier.wait(sum_ready, item // step & 1)
-        total += sums.index(1 - W).load(ROW)
+        total = sum_of_both(total, sums, turn, item // step & 1, W)
         alive = total > 0
         log_sum = m + gl.log2(total)
         rows = tile * 64 + gl.arange(0, 64, layout=ROW)
@@ -192,33 +174,21 @@ def gluon_sparse_kernel(
     FP8: gl.constexpr,
 ):  # fmt: skip
     """As sparse.sparse_kernel; items: queries * splits * tiles."""
-    FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    dtype: gl.constexpr = q.dtype.element_ty
     gdc_wait()
     gdc_launch_dependents()
-    q_left = gl.allocate_shared_memory(dtype, [1, 64, 256], SHARED)
-    q_right = gl.allocate_shared_memory(dtype, [1, 64, 256], SHARED)
-    left = gl.allocate_shared_memory(dtype, [2, 64, 256], SHARED)
-    right = gl.allocate_shared_memory(dtype, [2, 64, 256], SHARED)
-    ropes = gl.allocate_shared_memory(dtype, [2, 64, 64], SHARED)
-    ps = gl.allocate_shared_memory(dtype, [2, 64, 64], SHARED)
-    maxima = gl.allocate_shared_memory(gl.float32, [2, 64], FLAT)
-    sums = gl.allocate_shared_memory(gl.float32, [2, 64], FLAT)
-    full = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    # cp.async signals for each thread that copies
+    memory = allocate(q.dtype.element_ty, 1 if FP8 else 128)
+    left, right, ropes, full = memory[2], memory[3], memory[4], memory[8]
     empty = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
-    turn = gl.allocate_shared_memory(gl.int64, [5, 1], mbarrier.MBarrierLayout())
     for j in gl.static_range(4):
-        mbarrier.init(full.index(j), count=1 if FP8 else 128)
         mbarrier.init(empty.index(j), count=1)
-    for j in gl.static_range(5):
-        mbarrier.init(turn.index(j), count=1 if j < 3 else 2)
     fence_async_shared()
     barrier()
     args = (
         q, kv, indices, counts, sink, out, lse, max_logits, scratch, scale,
         q_b, q_t, q_h, kv_page, kv_row, index_b, index_t, out_b, out_t, out_h, lse_b, lse_h, lse_t,
         items, tiles, splits, s_q, h_q, topk, slots, part_rows,
-        q_left, q_right, left, right, ropes, ps, maxima, sums, full, empty, turn,
+        memory, empty,
     )  # fmt: skip
     fill_args = (
         kv, indices, counts, kv_page, kv_row, index_b, index_t, items, tiles, splits, s_q, topk,
@@ -232,7 +202,7 @@ def gluon_sparse_kernel(
                 (_third, (fill_args, COUNTS, PAGE)),
             ],
             [4, 4],
-            [208, 88],
+            [208, 88],  # registers: 72 for the third cost it 3 %, more for it spill in the others
         )
     else:
         gl.warp_specialize(
