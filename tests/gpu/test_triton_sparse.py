@@ -13,6 +13,7 @@ from gpu_cases import needs_triton
 import flashmla_hub
 
 D_QK, D_V, PAGE, PAGES = 576, 512, 64, 40
+TOKENS = PAGES * PAGE
 SCALE = D_QK**-0.5
 
 pytestmark = [pytest.mark.gpu, needs_triton]
@@ -24,14 +25,22 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
     return x.div_(10).clamp_(-1, 1)
 
 
-def lists(*shape: int, tokens: int, seed: int) -> torch.Tensor:
+def lists(*shape: int, seed: int) -> torch.Tensor:
     """Entries with repetitions, a tenth below 0 and a few past the cache."""
     g = torch.Generator("cuda").manual_seed(seed)
-    entries = torch.randint(0, tokens, shape, generator=g, device="cuda", dtype=torch.int32)
+    entries = torch.randint(0, TOKENS, shape, generator=g, device="cuda", dtype=torch.int32)
     luck = torch.rand(shape, generator=g, device="cuda")
     entries[luck < 0.1] = -1
-    entries[luck > 0.99] = tokens + 5
+    entries[luck > 0.99] = TOKENS + 5
     return entries
+
+
+def decode(q, cache, indices, **options):
+    meta, _ = flashmla_hub.get_mla_metadata()
+    return flashmla_hub.flash_mla_with_kvcache(
+        q, cache, None, None, D_V, meta, None, is_fp8_kvcache=cache.dtype != q.dtype,
+        indices=indices, backend="triton", **options,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", ["v32", "dense"])
@@ -51,25 +60,21 @@ def test_sparse_decode(
     case = (batch, s_q, h_q, topk, extras, layout, "seed 0")
     q = drawn(batch, s_q, h_q, D_QK, seed=0)
     keys = drawn(PAGES, PAGE, 1, D_QK, seed=1)
-    indices = lists(batch, s_q, topk, tokens=PAGES * PAGE, seed=2)
-    used = torch.zeros(PAGES * PAGE, dtype=torch.bool, device="cuda")
-    used[indices[(indices >= 0) & (indices < PAGES * PAGE)].long()] = True
+    indices = lists(batch, s_q, topk, seed=2)
+    used = torch.zeros(TOKENS, dtype=torch.bool, device="cuda")
+    used[indices[(indices >= 0) & (indices < TOKENS)].long()] = True
     if layout == "dense":
         cache = keys
         cache.view(-1, D_QK)[~used] = math.nan
     else:
         cache = flashmla_hub.kv_format.quantize(keys, layout)
-        cache.view(torch.uint8).view(PAGES * PAGE, -1)[~used] = 0x7F
+        cache.view(torch.uint8).view(TOKENS, -1)[~used] = 0x7F
     options = {}
     if extras:
         lengths = [topk, 130, 1, 0, 257][:batch]
         options["topk_length"] = torch.tensor(lengths, dtype=torch.int32, device="cuda")
         options["attn_sink"] = torch.linspace(-2, 6, h_q, device="cuda")
-    meta, _ = flashmla_hub.get_mla_metadata()
-    out, lse = flashmla_hub.flash_mla_with_kvcache(
-        q, cache, None, None, D_V, meta, None, is_fp8_kvcache=layout != "dense", indices=indices,
-        backend="triton", **options,
-    )  # fmt: skip
+    out, lse = decode(q, cache, indices, **options)
     expected = oracle.sparse_decode(
         q, cache, indices, d_v=D_V, softmax_scale=SCALE, kv_format=layout, **options
     )
@@ -81,10 +86,9 @@ def test_sparse_decode(
     [(70, 128, 257, True), (3, 80, 640, False), (2, 64, 1000, True), (140, 48, 64, True)],
 )
 def test_sparse_prefill(queries: int, h_q: int, topk: int, extras: bool) -> None:
-    tokens = PAGES * PAGE
     q = drawn(queries, h_q, D_QK, seed=3)
-    kv = drawn(tokens, 1, D_QK, seed=4)
-    indices = lists(queries, 1, topk, tokens=tokens, seed=5)
+    kv = drawn(TOKENS, 1, D_QK, seed=4)
+    indices = lists(queries, 1, topk, seed=5)
     options = {}
     if extras:
         g = torch.Generator("cuda").manual_seed(6)
@@ -109,13 +113,9 @@ def test_sparse_decode_gives_the_same_bits_each_time(layout: str) -> None:
     cache = drawn(PAGES, PAGE, 1, D_QK, seed=8)
     if layout != "dense":
         cache = flashmla_hub.kv_format.quantize(cache, layout)
-    indices = lists(37, 1, 2048, tokens=PAGES * PAGE, seed=9)
-    meta, _ = flashmla_hub.get_mla_metadata()
+    indices = lists(37, 1, 2048, seed=9)
     first: tuple[torch.Tensor, ...] = ()
     for i in range(200):
-        found = flashmla_hub.flash_mla_with_kvcache(
-            q, cache, None, None, D_V, meta, None, is_fp8_kvcache=layout != "dense",
-            indices=indices, backend="triton",
-        )  # fmt: skip
+        found = decode(q, cache, indices)
         first = first or found
         assert all(map(torch.equal, first, found)), (i, layout)

@@ -32,6 +32,22 @@ SPILLS = {
 }
 A_FEW = 64
 
+# Gluon forms: products, copies and bytes that may be spilled. Tokens as rows: 36 products for the
+# scores, 32 for the output; two tiles before the loop and one in it with 36 copies each, two
+# queries with 9. Pairs of tiles: for each warpgroup 36 for the scores of its tile, 8 for its half
+# of the output; 300 bytes more or less are a quarter of their speed (see hopper_gluon.py). Lists:
+# the same products; before the loop and in it two halves of 16 copies a warpgroup, and 4 for rope
+# columns; none for FP8, which spills most on 3.9, four words of it in the loops.
+GLUON = {
+    "rows 16": (68, "cp.async", 126, 0),
+    "rows 16 page 16": (68, "cp.async", 126, 0),
+    "rows 32": (88, "tma", 12, A_FEW),
+    "rows 128": (88, "tma", 12, A_FEW),
+    "rows 256 causal": (88, "tma", 12, A_FEW),
+    "sparse v32 128": (88, "cp.async", 0, 256),
+    "prefill 128": (88, "cp.async", 144, A_FEW),
+}
+
 
 def compiled(tmp_path: Path, target: str, *variants: str) -> dict[str, dict]:
     """The first main kernel of each variant (of each target for several), as the command reports
@@ -62,41 +78,14 @@ def test_the_commonest_kernel_on_a_target_of_each_kind(tmp_path: Path) -> None:
 def test_hopper_keeps_its_copies_and_matrix_instructions(tmp_path: Path) -> None:
     """Compiler versions have silently lost them: on 3.7 one code shape had no cp.async at all, and
     the dots of 64 rows were computed twice."""
-    names = (
-        "rows 16",
-        "rows 16 page 16",
-        "rows 32",
-        "rows 128",
-        "rows 256 causal",
-        "sparse bf16 16",
-        "sparse v32 128",
-        "prefill 128",
-    )
-    found = compiled(tmp_path, "sm_90", *names)
+    found = compiled(tmp_path, "sm_90", "sparse bf16 16", *GLUON)
     assert found["sparse bf16 16"]["counts"]["cp.async"] == 54  # three tiles of 18 copies
-    for variant in ("rows 16", "rows 16 page 16"):
-        few = found[variant]
-        assert few["kernel"] == "gluon"
-        # 36 for the scores, 32 for the output; two tiles before the loop and one in it with 36
-        # copies each, two queries with 9
-        assert few["counts"]["wgmma"] == 68, variant
-        assert few["counts"]["cp.async"] == 126, variant
-        assert few["spill"] == 0, variant
-    for variant in ("rows 32", "rows 128", "rows 256 causal"):
+    for variant, (wgmma, kind, copies, spill) in GLUON.items():
         gluon = found[variant]
-        assert gluon["kernel"] == "gluon"
-        # for each warpgroup 36 for the scores of its tile, 8 for its half of the output
-        assert gluon["counts"]["wgmma"] == 88, variant
-        assert gluon["counts"]["tma"] == 12, variant
-        # 300 bytes more or less are a quarter of its speed: see hopper_gluon.py
-        assert gluon["spill"] <= A_FEW, variant
-    for variant, copies in (("sparse v32 128", 0), ("prefill 128", 144)):
-        gluon = found[variant]
-        assert gluon["kernel"] == "gluon"
-        assert gluon["counts"]["wgmma"] == 88, variant
-        # before the loop and in it, two halves of 16 a warpgroup and 4 for rope columns
-        assert gluon["counts"]["cp.async"] == copies, variant
-        assert gluon["spill"] <= 256, variant  # four words in the loops; 3.9 most
+        assert gluon["kernel"] == "gluon", variant
+        assert gluon["counts"]["wgmma"] == wgmma, variant
+        assert gluon["counts"][kind] == copies, variant
+        assert gluon["spill"] <= spill, variant
 
 
 @pytest.mark.full
