@@ -48,7 +48,7 @@ class DenseDecode(BoundKernel):
     ) -> None:
         self.key = key
         self.kernels = kernels
-        self._gathered = variant.gathered
+        self._gathered = not variant.family.k_maps
         self._multiprocessors = multiprocessors
         self._tuning = tuning
         self._runtime = runtime
@@ -224,12 +224,12 @@ class DenseDecode(BoundKernel):
             scratch, scratch + part.partial_stats, part.part_info and scratch + part.part_info,
         )  # fmt: skip
         buffers.tail[:] = part.tail
-        pointers = buffers.decode_pointers
+        pointers = buffers.main_pointers
         pointers[0], pointers[1], pointers[2] = q_map.address, left.address, right.address
-        config = buffers.decode_config
+        config = buffers.main_config
         config.gridDimX = prepared.decode_ctas
         config.hStream = stream
-        self._launch(config, self.kernels.decode, buffers.decode_list)
+        self._launch(config, self.kernels.main, buffers.main_list)
         if part.combine_ctas:
             config = buffers.combine_config
             config.gridDimX = part.combine_ctas

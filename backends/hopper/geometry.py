@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flashmla_hub.request import TOKEN_STRIDED, KernelKey
 
-from .variants import Variant
+from .variants import BOXES, PAGE_ROWS, Variant
 
 D_V = 512
 TILE = 64  # rows of a tile and tokens of a block
@@ -16,10 +16,14 @@ MAX_PARTS = 144  # shares of the batch that the combine kernel keeps track of
 MAX_CAPACITY = 2**31 - 64
 PARTIAL_ROW_BYTES = 2 * D_V + 16  # a row of partial_out (fp16) and of partial_stats (4 floats)
 
-# struct DenseDecodeParams: 8 pointers; then 10 strides, 22 ints, scale_log2 and its padding
+# struct MlaParams: 8 pointers; then 10 strides, 22 ints, scale_log2 and its padding; then
+# ListParams: 8 pointers; then 12 strides and 12 ints
 POINTERS = struct.Struct("=8Q")
 TAIL = struct.Struct("=10q22if4x")
-PARAMS_BYTES = POINTERS.size + TAIL.size
+LIST_POINTERS = struct.Struct("=8Q")
+LIST_TAIL = struct.Struct("=12q12i")
+LISTS_OFFSET = POINTERS.size + TAIL.size
+PARAMS_BYTES = LISTS_OFFSET + LIST_POINTERS.size + LIST_TAIL.size
 
 
 def variant_for(key: KernelKey) -> Variant:
@@ -29,12 +33,8 @@ def variant_for(key: KernelKey) -> Variant:
     odd_heads = key.h_kv > 1 and key.kv_strides == TOKEN_STRIDED
     page = key.page_block_size
     boxes = page % 64 == 0 and page & (page - 1) == 0  # 64 times a power of two
-    return Variant(
-        fp16=key.dtype == "float16",
-        d_qk=key.d_qk,
-        gathered=odd_heads or not boxes,
-        batch_invariant=key.batch_invariant,
-    )
+    family = BOXES if boxes and not odd_heads else PAGE_ROWS
+    return Variant(family, key.dtype == "float16", key.d_qk, key.batch_invariant)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 from .build import Origin
 from .driver import CudaError, Driver
-from .geometry import PARAMS_BYTES, POINTERS
+from .geometry import LISTS_OFFSET, PARAMS_BYTES, POINTERS
 
-DECODE_THREADS = 384
+MAIN_THREADS = 384
 COMBINE_THREADS = 512
 
 
@@ -20,9 +20,9 @@ COMBINE_THREADS = 512
 class Kernels:
     """The functions of one variant, loaded on one device."""
 
-    decode: Any
+    main: Any
     combine: Any
-    decode_shared: int  # bytes of dynamic shared memory
+    main_shared: int  # bytes of dynamic shared memory
     origins: tuple[Origin, Origin]
 
 
@@ -32,13 +32,13 @@ class Buffers:
     def __init__(self, driver: Driver, kernels: Kernels) -> None:
         self.params = ctypes.create_string_buffer(PARAMS_BYTES)
         self.pack = partial(POINTERS.pack_into, self.params, 0)
-        self.tail = memoryview(self.params).cast("B")[POINTERS.size :]
+        self.tail = memoryview(self.params).cast("B")[POINTERS.size : LISTS_OFFSET]
         address = ctypes.addressof(self.params)
-        self.decode_pointers = (ctypes.c_void_p * 4)(None, None, None, address)
-        self.decode_list = ctypes.addressof(self.decode_pointers)
+        self.main_pointers = (ctypes.c_void_p * 4)(None, None, None, address)
+        self.main_list = ctypes.addressof(self.main_pointers)
         self.combine_pointers = (ctypes.c_void_p * 1)(address)
         self.combine_list = ctypes.addressof(self.combine_pointers)
-        self.decode_config = driver.launch_config(DECODE_THREADS, kernels.decode_shared, True)
+        self.main_config = driver.launch_config(MAIN_THREADS, kernels.main_shared, True)
         self.combine_config = driver.launch_config(COMBINE_THREADS, 0, True)
 
 

@@ -141,7 +141,6 @@ class HopperBackend(Backend):
         from .build import BuildError
         from .driver import load_driver
         from .launch import Kernels
-        from .variants import COMBINE, DECODE, DYNAMIC_SHARED
 
         try:
             driver = load_driver()
@@ -152,24 +151,24 @@ class HopperBackend(Backend):
         kernels = self._kernels.get((variant, device.index))
         if kernels is None:
             builder = self._builder()
-            shared = DYNAMIC_SHARED[variant.d_qk]
-            wanted = ((variant.decode, DECODE, shared), (variant.combine, COMBINE, 0))
+            wanted = ((variant.main, variant.shared_bytes), (variant.combine, 0))
 
-            def load(unit: Unit, name: str, shared_bytes: int) -> tuple[Any, Origin]:
+            def load(unit: Unit, shared: int) -> tuple[Any, Origin]:
                 driver.bind_primary_context(device.index)  # contexts are per thread
+                (name,) = unit.kernels
                 return builder.load(
-                    unit, lambda cubin: driver.function(driver.load(cubin), name, shared_bytes)
+                    unit, lambda cubin: driver.function(driver.load(cubin), name, shared)
                 )
 
             try:
                 with ThreadPoolExecutor(len(wanted)) as pool:  # NVRTC compiles both at once
-                    (decode, first), (combine, second) = pool.map(lambda w: load(*w), wanted)
+                    (main, first), (combine, second) = pool.map(lambda w: load(*w), wanted)
             except BuildError as error:
                 lacks = "; ".join(self.environment_reasons(device)) or "see the log above"
                 raise NotSupportedError(self.name, "build", error, lacks) from error
-            for unit, origin in ((variant.decode, first), (variant.combine, second)):
+            for unit, origin in ((variant.main, first), (variant.combine, second)):
                 _log_origin(unit.name, origin)
-            made = Kernels(decode, combine, shared, (first, second))
+            made = Kernels(main, combine, variant.shared_bytes, (first, second))
             kernels = self._kernels.setdefault((variant, device.index), made)
         return kernels, driver
 
@@ -191,12 +190,14 @@ class HopperBackend(Backend):
         if DENSE.device_reasons(device):
             return
         for variant in all_variants():
+            if variant.family.lists:
+                continue
             yield BuildItem(
-                name=variant.decode.name,
+                name=variant.main.name,
                 key=KernelKey(
                     dtype="float16" if variant.fp16 else "bfloat16",
                     d_qk=variant.d_qk,
-                    page_block_size=1 if variant.gathered else 64,
+                    page_block_size=64 if variant.family.k_maps else 1,
                     batch_invariant=variant.batch_invariant,
                 ),
                 concurrent=True,

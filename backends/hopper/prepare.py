@@ -50,7 +50,7 @@ def form(dims: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]) 
 class Slice:
     """One launch: requests ``start`` to ``start + batch``.
 
-    ``tail`` is DenseDecodeParams behind its pointers. ``combine_ctas`` and ``scratch`` are 0 where
+    ``tail`` is MlaParams behind its pointers. ``combine_ctas`` and ``scratch`` are 0 where
     nothing can have been split, and so is ``part_info``. Offsets and sizes in bytes.
     """
 

@@ -38,7 +38,7 @@ def group(key: KernelKey, device: DeviceInfo) -> str:
     """The class of requests that share a setting: arch, rows per KV head, kind of page."""
     rows = key.s_q * key.h_q // key.h_kv
     bound = next((f"rows<={n}" for n in ROWS if rows <= n), f"rows>{ROWS[-1]}")
-    pages = "gathered" if variant_for(key).gathered else "boxes"
+    pages = "boxes" if variant_for(key).family.k_maps else "gathered"
     return f"{device.arch} {bound} {pages}"
 
 

@@ -245,7 +245,7 @@ def test_compiled_once_then_loaded_from_disk_also_by_another_process(tmp_path: P
 
 
 def test_a_cubin_this_driver_refuses_is_replaced_and_noted(tmp_path: Path) -> None:
-    unit, store = Variant().decode, CubinStore(tmp_path / "hopper")
+    unit, store = Variant().main, CubinStore(tmp_path / "hopper")
     digest = unit.digest()
     compilers, reasons = find_compilers()
     if not compilers:

@@ -11,7 +11,7 @@ import threading
 import pytest
 import torch
 from launcher_fakes import BF16, Call, FakeRuntime, bind, params, tensor_map
-from params_layout import DenseDecodeParams
+from params_layout import MlaParams
 
 from flashmla_hub.backends.hopper.driver import CudaError
 from flashmla_hub.backends.hopper.plugin import HopperBackend
@@ -109,7 +109,7 @@ def test_threads_have_their_own_arguments(driver: ctypes.CDLL, backend: HopperBa
     kernel = bind(backend, h_q=16)
     calls = [Call(driver, kernel, batch) for batch in (1, 2, 3, 4)]
     driver.fake_reset()
-    for i, n in enumerate((128, 128, 128, ctypes.sizeof(DenseDecodeParams))):
+    for i, n in enumerate((128, 128, 128, ctypes.sizeof(MlaParams))):
         driver.fake_param_size(i, n)
 
     def work(call: Call) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from params_layout import DenseDecodeParams
+from params_layout import MlaParams
 
 from flashmla_hub import config
 from flashmla_hub.backends.hopper.bound import DenseDecode
@@ -131,7 +131,7 @@ class Call:
     def run(self) -> list[Launch]:
         driver = self.driver
         driver.fake_reset()
-        decode_sizes, size = (128, 128, 128), ctypes.sizeof(DenseDecodeParams)
+        decode_sizes, size = (128, 128, 128), ctypes.sizeof(MlaParams)
         for i, n in enumerate((*decode_sizes, size)):
             driver.fake_param_size(i, n)
         driver.fake_param_size(4, 0)
@@ -147,8 +147,8 @@ class Call:
         return self.driver.fake_kernel_name(launch.function).decode()
 
 
-def params(launch: Launch) -> DenseDecodeParams:
-    return DenseDecodeParams.from_buffer_copy(bytes(launch.params[3]))
+def params(launch: Launch) -> MlaParams:
+    return MlaParams.from_buffer_copy(bytes(launch.params[3]))
 
 
 def tensor_map(launch: Launch, index: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""DenseDecodeParams, read from the C header: what the host packs is checked field by field."""
+"""MlaParams, read from the C header: what the host packs is checked field by field."""
 
 from __future__ import annotations
 
@@ -7,25 +7,36 @@ import re
 
 from flashmla_hub.backends.hopper.units import CSRC
 
-HEADER = CSRC / "sm90/decode/dense/params.h"
+HEADER = CSRC / "sm90/core/params.h"
 
 _TYPES = {"int": ctypes.c_int, "float": ctypes.c_float, "long long": ctypes.c_longlong}
 
 
-def fields() -> list[tuple[str, type]]:
+def fields(struct: str) -> list[tuple[str, type]]:
+    """Name and type of each member, an array's as name_0, name_1; nested structures whole."""
     text = re.sub(r"//[^\n]*", "", HEADER.read_text())
-    body = text[text.index("struct DenseDecodeParams {") :].partition("{")[2].partition("}")[0]
+    body = text[text.index(f"struct {struct} {{") :].partition("{")[2].partition("}")[0]
     found: list[tuple[str, type]] = []
     for declaration in body.split(";"):
         words = " ".join(declaration.split())
         if not words:
             continue
         match = re.fullmatch(r"(?:const )?(void|int|float|long long)( ?\*)? ?(.+)", words)
-        assert match, words
+        if match is None:
+            assert words == "ListParams lists", words
+            found.append(("lists", ListParams))
+            continue
         kind = ctypes.c_uint64 if match[2] else _TYPES[match[1]]
-        found += [(name.strip(), kind) for name in match[3].split(",")]
+        for name in match[3].split(","):
+            plain, _, count = name.strip().rstrip("]").partition("[")
+            names = [f"{plain}_{i}" for i in range(int(count))] if count else [plain]
+            found += [(one, kind) for one in names]
     return found
 
 
-class DenseDecodeParams(ctypes.Structure):
-    _fields_ = fields()
+class ListParams(ctypes.Structure):
+    _fields_ = fields("ListParams")
+
+
+class MlaParams(ctypes.Structure):
+    _fields_ = fields("MlaParams")

@@ -1,4 +1,4 @@
-"""The arithmetic of csrc/sm90/decode/dense/schedule.h and of combine.cu's bookkeeping, on the CPU.
+"""The arithmetic of csrc/sm90/core/schedule.h and of combine.cu's bookkeeping, on the CPU.
 
 One call of :func:`schedule` answers for all parts what every CTA works out for its own. Names are
 those of the CUDA source; a change there is a change here.
@@ -15,7 +15,7 @@ FEW_FRAGMENTS = 32
 
 @dataclass(frozen=True)
 class Config:
-    """The scalars of DenseDecodeParams that the schedule reads."""
+    """The scalars of MlaParams that the schedule reads."""
 
     parts: int = 132
     request_cost: int = 2

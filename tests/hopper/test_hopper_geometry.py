@@ -8,10 +8,12 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from params_layout import DenseDecodeParams, fields
+from params_layout import MlaParams, fields
 
 from flashmla_hub.backends.hopper.geometry import (
     D_V,
+    LIST_POINTERS,
+    LIST_TAIL,
     PARAMS_BYTES,
     POINTERS,
     TAIL,
@@ -82,25 +84,27 @@ def test_chunks_of_a_request(capacity: int, chunk: int, expected: int) -> None:
 
 def test_the_host_packs_the_structure_that_the_header_declares() -> None:
     letters = {ctypes.c_uint64: "Q", ctypes.c_longlong: "q", ctypes.c_int: "i", ctypes.c_float: "f"}
-    declared = "".join(letters[kind] for _, kind in fields())
+    mla, lists = fields("MlaParams"), fields("ListParams")
+    declared = "".join(letters[kind] for _, kind in [*mla[:-1], *lists])
+    layout = POINTERS.format + TAIL.format + LIST_POINTERS.format + LIST_TAIL.format
     packed = "".join(
         letter * int(count or 1)
-        for count, letter in re.findall(r"(\d*)([Qqif])", POINTERS.format + TAIL.format)
+        for count, letter in re.findall(r"(\d*)([Qqif])", layout)
     )
     assert packed == declared
-    assert ctypes.sizeof(DenseDecodeParams) == PARAMS_BYTES
+    assert ctypes.sizeof(MlaParams) == PARAMS_BYTES
 
 
 def test_every_instantiation_is_listed_once() -> None:
     names = [unit.name for unit in all_units()]
-    assert len(all_variants()) == 16
-    assert len(names) == len(set(names)) == 20
+    assert len(all_variants()) == 24
+    assert len(names) == len(set(names)) == 24 + 8
 
 
 def test_the_readme_and_the_launcher_agree_on_shared_memory_and_macros() -> None:
     text = (CSRC / "README.md").read_text()
-    for d_qk, size in DYNAMIC_SHARED.items():
-        assert re.search(rf"\b{size}\b", text), f"{size} bytes for d_qk {d_qk}"
+    for form, size in DYNAMIC_SHARED.items():
+        assert re.search(rf"\b{size}\b", text), f"{size} bytes for {form}"
     macros = set(re.findall(r"`(FMH_[A-Z0-9_]+)`", text))
-    decode = {define.partition("=")[0] for define in Variant().decode.defines}
-    assert decode == macros
+    units = (Variant().main, Variant().combine)
+    assert {define.partition("=")[0] for unit in units for define in unit.defines} == macros

@@ -12,7 +12,7 @@ from flashmla_hub.backends.hopper.variants import Variant, all_units
 
 # C7508: setmaxnreg ignored. C7510, C7518, C7519, C7520: wgmma serialised or waited for early.
 BAD_WARNINGS = ("C7508", "C7510", "C7518", "C7519", "C7520")
-QUICK = [Variant().decode, Variant().combine]
+QUICK = [Variant().main, Variant().combine]
 
 
 def compilers() -> list[Compiler]:

@@ -54,6 +54,19 @@ FMH_DEVICE void tma_prefetch(const TensorMap* map, int c0, int c1, int c2, int c
                : "memory");
 }
 
+// Pulls one box of a rank-5 map into L2.
+FMH_DEVICE void tma_prefetch(const TensorMap* map, int c0, int c1, int c2, int c3, int c4) {
+  asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global.tile [%0, {%1, %2, %3, %4, %5}];" ::"l"(
+                   map),
+               "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+               : "memory");
+}
+
+// Pulls `bytes` at `address` into L2, both multiples of 16.
+FMH_DEVICE void bulk_prefetch(const void* address, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
+}
+
 // Pulls the line at `address` into L2.
 FMH_DEVICE void line_prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
@@ -65,6 +78,13 @@ FMH_DEVICE void copy_16_or_zero(u32 destination, const void* source, int bytes, 
       "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(destination),
       "l"(source), "r"(bytes), "l"(policy)
       : "memory");
+}
+
+// The same without a policy.
+FMH_DEVICE void copy_16_or_zero(u32 destination, const void* source, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
+               "r"(bytes)
+               : "memory");
 }
 
 // Eight bytes to global memory, without the branch that a compiler makes of an `if` around a store.

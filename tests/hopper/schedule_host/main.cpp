@@ -5,17 +5,17 @@
 // lengths...". stdout: "case", then for each part "info request fragments", "empty request",
 // "fragment request begin end slot" (slot -1: the whole request).
 #define FMH_D_QK 576
-#define FMH_PAGES 0
+#define FMH_LISTS 0
 #include <cstdio>
 #include <vector>
 
-#include "sm90/decode/dense/walk.h"
+#include "sm90/core/walk.h"
 
 using namespace fmh;
 
 static char smem[kSharedBytes];
 
-static void run(DenseDecodeParams& p) {
+static void run(MlaParams& p) {
   std::vector<int> blocks(p.batch), before(p.batch);
   int total = 0;
   bool equal = true;
@@ -74,7 +74,7 @@ static bool spread_reaches_every_part() {
 
 int main() {
   if (!spread_reaches_every_part()) return 2;
-  DenseDecodeParams p;
+  MlaParams p;
   memset(&p, 0, sizeof p);
   p.max_chunks = kMaxChunks;
   while (scanf("%d %d %d %d %d %d", &p.parts, &p.request_cost, &p.min_part_blocks, &p.capacity,

@@ -6,8 +6,8 @@
 // holds the same arithmetic in Python and checks that blocks are covered exactly once and that
 // the fragments promised to the combine kernel are those the parts compute.
 #pragma once
-#include "sm90/decode/dense/layout.h"
-#include "sm90/decode/dense/params.h"
+#include "sm90/core/fragments.h"
+#include "sm90/core/layout.h"
 #include "sm90/ptx/priority.h"
 
 namespace fmh {
@@ -19,6 +19,9 @@ struct ScheduleResult {
   int last_cut_position;       // a later cut than this spares the request cut at the end
   bool prefetch;               // parts are long: short ones only add to the first loads of all
   EvictFirst evict;            // K that is prefetched, or many times L2, is like other data
+#if FMH_LISTS
+  int step;  // from a request of this part to its next
+#endif
 
   FMH_DEVICE void reset(int part, int batch) {  // no cut found: part 0 has all, the others nothing
     first_request = part == 0 ? 0 : batch;
@@ -26,51 +29,28 @@ struct ScheduleResult {
     first_block = last_block = 0;
     whole_begin = batch;
     whole_end = 0;
+#if FMH_LISTS
+    step = 1;
+#endif
   }
+
+#if FMH_LISTS
+  // Requests dealt out one by one: as good as any cut where there are many, at no cost.
+  FMH_DEVICE void deal(const MlaParams& p, int part) {
+    reset(part, p.batch);
+    first_request = part;
+    step = p.parts;
+    prefetch = p.prefetch > 0;
+    evict = kEvictNone;
+  }
+#endif
 };
 static_assert(sizeof(ScheduleResult) <= 64, "kOffsetScan follows");
-
-// Chunks of the batch invariant variant: at most kMaxChunks per request, an even number of
-// blocks each, decided by the request's own length alone.
-constexpr int kMaxChunks = 32;
-
-FMH_DEVICE int chunk_blocks(const DenseDecodeParams& p, int blocks) {
-  const int least = (blocks + kMaxChunks - 1) / kMaxChunks;
-  return max(p.chunk_blocks, least + (least & 1));
-}
-
-// Fragments of a row that one warp merges in the combine kernel; more take a slower way.
-constexpr int kFewFragments = 32;
-
-// What a part tells the combine kernel of the request that it splits; 0: none.
-FMH_DEVICE int split_info(int request, int fragments) { return request << 8 | fragments; }
-FMH_DEVICE int split_request(int info) { return info >> 8; }
-FMH_DEVICE int split_fragments(int info) { return info & 255; }
-static_assert(kMaxParts < 256, "a request has at most one fragment a part");
-
-FMH_DEVICE int request_length(const DenseDecodeParams& p, int request) {
-  return min(max(p.cache_seqlens[request], 0), p.capacity);
-}
-
-FMH_DEVICE int length_blocks(int length) { return (length + kBlockTokens - 1) / kBlockTokens; }
-
-FMH_DEVICE int request_blocks(const DenseDecodeParams& p, int request) {
-  return length_blocks(request_length(p, request));
-}
 
 // A request without keys, as in a padded batch, only has zeros written: it counts as one block.
 // `cost` is 0 where every request is cut into the same number of equal parts.
 FMH_DEVICE int request_overhead(int cost, int request, int blocks) {
   return request == 0 ? 0 : blocks > 0 ? cost : min(cost, 1);
-}
-
-FMH_DEVICE int inclusive_scan(int v, int lane) {
-#pragma unroll
-  for (int o = 1; o < 32; o <<= 1) {
-    const int below = __shfl_up_sync(kAllLanes, v, o);
-    if (lane >= o) v += below;
-  }
-  return v;
 }
 
 // a / b, exact. Small numbers, the usual case, take the short way.
@@ -99,7 +79,7 @@ struct Cuts {
 // If `cut`, the start (kEnd 0) or the end (1) of a part at `x` on the line, falls into request
 // `r`, which takes [before, before + overhead + blocks), records where.
 template <int kEnd>
-FMH_DEVICE void place_cut(const DenseDecodeParams& p, const Cuts& cuts, int cut, int x, int r,
+FMH_DEVICE void place_cut(const MlaParams& p, const Cuts& cuts, int cut, int x, int r,
                           int before, int overhead, int blocks, ScheduleResult* result) {
   if (cut <= 0 || cut >= cuts.used || x < before || x >= before + overhead + blocks) return;
   int request = r, block = x - before - overhead;
@@ -131,14 +111,14 @@ struct CostLine {
 
   // Parts that `cost` is worth: at least min_part_blocks each, twice that where requests would be
   // cut into many.
-  FMH_DEVICE static int worth(const DenseDecodeParams& p, int cost) {
+  FMH_DEVICE static int worth(const MlaParams& p, int cost) {
     const int most = cost >> (31 - __clz(p.min_part_blocks));
     return max(1, min(p.parts, max(most / 2, min(most, kFewFragments * p.batch))));
   }
 
   // Requests of equal length: the same number of parts for every request and no charge for
   // requests, if at most an eighth of the parts stays idle. True where that is so.
-  FMH_DEVICE bool settle(const DenseDecodeParams& p, bool equal, int equal_blocks) {
+  FMH_DEVICE bool settle(const MlaParams& p, bool equal, int equal_blocks) {
     request_cost = p.request_cost;
     used = worth(p, total);
     if (!equal) return false;
@@ -155,7 +135,7 @@ struct CostLine {
 };
 
 // At most 32 requests: every warp scans for itself, without a barrier; warp 0 places the cuts.
-FMH_DEVICE CostLine scan_small(const DenseDecodeParams& p, int part, ScheduleResult* result) {
+FMH_DEVICE CostLine scan_small(const MlaParams& p, int part, ScheduleResult* result) {
   const int lane = threadIdx.x & 31;
   const bool mine = lane < p.batch;
   const int blocks = mine ? request_blocks(p, lane) : 0;
@@ -175,7 +155,7 @@ FMH_DEVICE CostLine scan_small(const DenseDecodeParams& p, int part, ScheduleRes
 }
 
 // Any batch: a thread owns consecutive requests. `whole` is set if no request is to be split.
-FMH_DEVICE CostLine scan_large(char* smem, const DenseDecodeParams& p, int part,
+FMH_DEVICE CostLine scan_large(char* smem, const MlaParams& p, int part,
                                ScheduleResult* result, bool& whole) {
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
   int* warp_total = shared_at<int>(smem, kOffsetScan);
@@ -252,8 +232,15 @@ FMH_DEVICE int spread_part(int position, int used, int parts) {
 
 // Fills the ScheduleResult in shared memory and, once per part, tells the combine kernel. Returns
 // the part; ends with a CTA barrier.
-FMH_DEVICE int schedule(char* smem, const DenseDecodeParams& p, int part, int lane_of_part) {
+FMH_DEVICE int schedule(char* smem, const MlaParams& p, int part, int lane_of_part) {
   ScheduleResult* result = shared_at<ScheduleResult>(smem, kOffsetSchedule);
+#if FMH_LISTS
+  if (p.lists.dealt) {
+    if (threadIdx.x == 0) result->deal(p, part);
+    __syncthreads();
+    return part;
+  }
+#endif
   bool whole = false;
   const CostLine line =
       p.batch <= 32 ? scan_small(p, part, result) : scan_large(smem, p, part, result, whole);

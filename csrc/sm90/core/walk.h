@@ -1,7 +1,7 @@
 // From a part's share of the batch to its fragments, one after the other. The producer and both
 // math groups walk the same list, each for itself.
 #pragma once
-#include "sm90/decode/dense/schedule.h"
+#include "sm90/core/schedule.h"
 
 namespace fmh {
 
@@ -19,7 +19,7 @@ struct FragmentWalk {
 
   FMH_DEVICE int same(int x) const { return kUniform ? uniform(x) : x; }
 
-  FMH_DEVICE FragmentWalk(char* smem, const DenseDecodeParams& p) {
+  FMH_DEVICE FragmentWalk(char* smem, const MlaParams& p) {
     range = shared_at<const ScheduleResult>(smem, kOffsetSchedule);
     next_request = same(range->first_request);
     end_request = same(range->last_request + (range->last_block > 0));
@@ -32,7 +32,7 @@ struct FragmentWalk {
   // Moves to the next fragment; false at the end of the part. `on_empty(request)` is called for
   // requests without a key, which have no fragment.
   template <typename OnEmpty>
-  FMH_DEVICE bool next(const DenseDecodeParams& p, OnEmpty on_empty) {
+  FMH_DEVICE bool next(const MlaParams& p, OnEmpty on_empty) {
     for (;;) {
       if (next_request >= end_request) return false;
       request = next_request;
@@ -46,9 +46,9 @@ struct FragmentWalk {
       limit = end;
       end = min(begin + chunk, limit);
       next_offset = end < limit ? next_offset + chunk : 0;
-      next_request = request + (next_offset == 0);
+      next_request = request + (next_offset == 0 ? step() : 0);
 #else
-      next_request = request + 1;
+      next_request = request + step();
 #endif
       if (next_request < end_request) next_length = request_length(p, next_request);
       if (end > begin) return true;
@@ -56,10 +56,16 @@ struct FragmentWalk {
     }
   }
 
+#if FMH_LISTS
+  FMH_DEVICE int step() const { return same(range->step); }
+#else
+  FMH_DEVICE static constexpr int step() { return 1; }
+#endif
+
   FMH_DEVICE bool is_whole() const { return begin == 0 && end == blocks; }
 
   // Workspace slot of a fragment that is not the whole request.
-  FMH_DEVICE int slot(const DenseDecodeParams& p, int part) const {
+  FMH_DEVICE int slot(const MlaParams& p, int part) const {
 #if FMH_BATCH_INVARIANT
     return request * p.max_chunks + begin / chunk;
 #else

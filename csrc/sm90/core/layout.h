@@ -1,25 +1,23 @@
-// Shared memory and barriers of the dense decode kernel: the one table of who lives where.
+// Shared memory and barriers of the attention kernels: the one table of who lives where.
 //
 //   offset (d_qk 576)   bytes   what
 //        0             73,728   Q: d_qk/64 column tiles of [64 rows][128 B], 128-byte swizzle
 //   73,728             73,728   K0: the same shape, 64 tokens; its first 8 tiles are also V0
 //  147,456             73,728   K1
 //  221,184              8,192   P1: softmax weights of the odd block, one swizzled tile
-//  229,376              2,368   barriers, row maxima, row sums, schedule
+//  229,376              2,368   barriers, row maxima, row sums, schedule (lists: 2,816, with the
+//                               rows' largest logits where the schedule has been)
 //
 // P0, the weights of the even block, overlays K0's rope tile, which nothing reads after Q*K0.
 // With d_qk 512 there is no rope tile and P0 has 8,192 bytes of its own behind K1.
 #pragma once
-#include "sm90/ptx/common.h"
+#include "sm90/core/shape.h"
 
 namespace fmh {
 
 constexpr int kDimQK = FMH_D_QK;
-constexpr int kDimV = 512;
 static_assert(kDimQK == 576 || kDimQK == 512, "two head dims are laid out here");
 
-constexpr int kBlockTokens = 64;
-constexpr int kTileRows = 64;
 constexpr int kColumnTiles = kDimQK / 64;
 constexpr int kLeftTiles = 4;  // tiles of V's left half; also the first copy of a block
 constexpr int kRightTiles = kColumnTiles - kLeftTiles;
@@ -44,13 +42,14 @@ constexpr u32 kOffsetMax1 = kOffsetMax0 + 256;       // float[64], written by gr
 constexpr u32 kOffsetSums = kOffsetMax1 + 256;       // float[2 parities][2 groups][64]
 constexpr u32 kOffsetSchedule = kOffsetSums + 1024;  // ScheduleResult
 constexpr u32 kOffsetScan = kOffsetSchedule + 64;    // int[12], one per warp
-constexpr u32 kOffsetPartLoad = kOffsetScan + 64;    // int[kMaxParts]
-constexpr int kMaxParts = 144;                       // all SMs a die of this architecture can have
-constexpr u32 kSharedBytes = kOffsetPartLoad + 4 * kMaxParts;
+constexpr u32 kOffsetPartLoad = kOffsetScan + 64;    // int[kMaxParts], while scheduling
+constexpr u32 kOffsetPeaks = kOffsetPartLoad;        // lists: float[2 parities][2 groups][64]
+constexpr u32 kOffsetValid = kOffsetBarriers + 96;   // lists: u64[2], a bit for each token of K0, K1
+constexpr u32 kSharedBytes = kOffsetPartLoad + (kLists ? 1024 : 4 * kMaxParts);
 
 static_assert(kOffsetP0 % 1024 == 0 && kOffsetP1 % 1024 == 0, "swizzled tiles are 1024-aligned");
 static_assert(kOffsetK0 % 1024 == 0 && kOffsetK1 % 1024 == 0, "swizzled tiles are 1024-aligned");
-static_assert(kSharedBytes - kOffsetMisc == 2368, "the table above and csrc/README.md");
+static_assert(kSharedBytes - kOffsetMisc == (kLists ? 2816 : 2368), "the table above, csrc/README.md");
 static_assert(kSharedBytes <= 232448, "a block may use 227 KB");
 
 // Halves of the two K buffers, in the order in which they are filled and released.
@@ -75,9 +74,6 @@ constexpr int kSumsFrom0 = 3;
 constexpr int kGroup0 = 4;
 constexpr int kGroup1 = 5;
 constexpr int kSumsFrom1 = 6;
-
-constexpr int kGroupThreads = 128;
-constexpr int kThreads = 3 * kGroupThreads;  // group 0, group 1, producer
 
 template <typename T>
 FMH_DEVICE T* shared_at(char* smem, u32 offset) {

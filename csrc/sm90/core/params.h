@@ -1,16 +1,40 @@
-// The one argument structure of the dense decode kernel and of its combine kernel.
+// The one argument structure of the attention kernels and of the combine kernel.
 //
 // Passed by value. The host fills the same layout (natural alignment, no padding but the last
 // 4 bytes); tests/hopper checks the offsets of both sides against each other.
 //
-// Words: a *row* is one (query token, query head) of one KV head; R = s_q * (h_q / h_kv) rows are
-// cut into *tiles* of at most 64; a *lane* is a (KV head, tile) pair; a *part* is one share of the
-// batch's KV blocks; a CTA is a (part, lane); a *block* is 64 tokens of a request; a *fragment*
-// is the consecutive blocks of one request that one CTA computes.
+// A *request* is what has its own keys. Dense decode: a row of the batch. Lists: one query token of
+// a row of the batch; request r is token r % s_q of row r / s_q (prefill: s_q 1, a query a row).
+//
+// Words: a *row* is one (query token, query head) of a request and one KV head; R = s_q * (h_q /
+// h_kv) rows (lists: h_q / h_kv) are cut into *tiles* of at most 64; a *lane* is a (KV head, tile)
+// pair; a *part* is one share of the requests' KV blocks; a CTA is a (part, lane); a *block* is 64
+// tokens of a request (lists: 64 entries of one of its lists); a *fragment* is the consecutive
+// blocks of one request that one CTA computes.
 #pragma once
 
-struct DenseDecodeParams {
-  const void* k_cache;       // (num_blocks, page_block_size, h_kv, d_qk); read only if FMH_PAGES 1
+// Lists only. [0] is the first cache and its list, [1] the second (width 0 where there is none).
+struct ListParams {
+  const int* slots[2];      // (rows, s_q, h_kv, width): page * page_block_size + token, or invalid
+  const int* counts[2];     // (rows,): entries that count; null: all
+  const void* cache[2];     // as k_cache of MlaParams
+  const float* attn_sink;   // (h_q,), null: none
+  float* max_logits;        // through the strides of lse, null: not wanted
+
+  long long slots_stride_row[2], slots_stride_token[2], slots_stride_head[2];  // elements
+  long long stride_page[2], stride_token[2], stride_head[2];  // of the caches, as in MlaParams
+
+  int width[2];            // entries of a list
+  int limit[2];            // slots of the cache: an entry outside [0, limit) is invalid
+  int page_block_size[2];  // 1 where slots are equally spaced (stride_page is their distance)
+  int page_multiplier[2];  // 0 for a power of two, else ceil(2^(31 + page_bits) / page_block_size)
+  int page_bits[2];        // ceil(log2(page_block_size))
+  int dealt;               // 1: whole requests, part p takes p, p + parts, ...; no combine follows
+  int reserved;
+};
+
+struct MlaParams {
+  const void* k_cache;       // (num_blocks, page_block_size, h_kv, d_qk); not read where K comes through tensor maps
   const int* block_table;    // (batch, block_table_stride); entries past a row's length never read
   const int* cache_seqlens;  // (batch,)
   void* out;                 // (batch, s_q, h_q, d_v) through the strides below
@@ -23,14 +47,14 @@ struct DenseDecodeParams {
                              // part's end, 0: none; null where no combine follows
 
   long long block_table_stride;                                   // elements
-  long long k_stride_page, k_stride_token, k_stride_head;         // elements; FMH_PAGES 1 only
+  long long k_stride_page, k_stride_token, k_stride_head;         // elements; rows only
   long long out_stride_batch, out_stride_token, out_stride_head;  // elements, multiples of 8
   long long lse_stride_batch, lse_stride_head, lse_stride_token;  // elements
 
-  int batch;            // 1..4096
-  int s_q;              // query tokens of a request
+  int batch;            // requests of this launch, 1..4096; dealt: 1..2^20
+  int s_q;              // query tokens of a row of the batch
   int group;            // query heads per KV head, h_q / h_kv
-  int rows;             // R = s_q * group
+  int rows;             // R = s_q * group; lists: group
   int tile_rows;        // rows of a tile, <= 64 (see csrc/README.md)
   int tiles;            // ceil(rows / tile_rows)
   int lanes;            // h_kv * tiles
@@ -42,7 +66,7 @@ struct DenseDecodeParams {
   int q_heads;        // heads that one step along the map's token dimension spans (README)
   int q_boxes;        // 1: one box holds all column tiles; d_qk / 64: one box for each
   int q_box_bytes;    // bytes of one box
-  int kv_head_tiles;  // 64-element columns between two KV heads in a token (FMH_PAGES 0)
+  int kv_head_tiles;  // 64-element columns between two KV heads in a token (tensor maps)
 
   int request_cost;     // cost of one more request in a part, in blocks
   int min_part_blocks;  // a part is given at least this many blocks; a power of two
@@ -56,4 +80,6 @@ struct DenseDecodeParams {
                      // chunk_blocks))
 
   float scale_log2;  // softmax_scale * log2(e); > 0
+
+  ListParams lists;
 };

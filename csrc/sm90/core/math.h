@@ -9,16 +9,15 @@
 // variant; so were the places of the fences. Issue and wait of a product sit in the same straight
 // line of code: under a branch, ptxas serialises every product (warning C7518).
 #pragma once
-#include "sm90/decode/dense/operands.h"
+#include "sm90/core/operands.h"
 #include "sm90/ptx/named_barrier.h"
 
 namespace fmh {
 
 // Tokens past the length may hold NaN, which even a weight of zero would carry into O: rows of V
-// past it become zeros. (cp.async has written zeros already.)
+// past it become zeros.
 template <int kGroup>
 FMH_DEVICE void zero_tail(char* smem, u32 k_block, int valid) {
-#if FMH_PAGES == 0
   char* v = smem + k_block;
 #pragma unroll 1
   for (int i = threadIdx.x & (kGroupThreads - 1); i < (kBlockTokens - valid) * 64;
@@ -28,41 +27,54 @@ FMH_DEVICE void zero_tail(char* smem, u32 k_block, int valid) {
   }
   proxy_fence();
   named_sync<kGroup == 0 ? kGroup0 : kGroup1, kGroupThreads>();
-#endif
 }
 
-// Waits for one half of a block. Rows gathered by cp.async come through the generic proxy.
+// Waits for one half of a block.
+template <typename Keys>
 FMH_DEVICE void wait_full(int half, u32 parity) {
   barrier_wait(full_barrier(half), parity);
-#if FMH_PAGES == 1
-  proxy_fence();
-#endif
+  if constexpr (Keys::kByThreads) proxy_fence();
 }
 
 // S = Q K^T for the block in `buffer`, whose length ends inside it after `valid` tokens if < 64.
-template <int kGroup>
-FMH_DEVICE void compute_scores(char* smem, float (&s)[32], const HeldQ& q, u32& parity, int valid) {
+template <typename Keys, int kGroup>
+FMH_DEVICE void compute_scores(char* smem, float (&s)[32], const HeldQ<Keys::kHeldTiles>& q,
+                               u32& parity, int valid) {
   constexpr int left = kGroup == 0 ? kK0Left : kK1Left, right = left + 1;
   constexpr u32 offset = kGroup == 0 ? kOffsetK0 : kOffsetK1;
-  wait_full(left, parity);
-  if (valid < kBlockTokens) {  // before the first product: between two it would serialise them
-    wait_full(right, parity);
-    zero_tail<kGroup>(smem, offset, valid);
+  wait_full<Keys>(left, parity);
+  if constexpr (!Keys::kByThreads) {
+    if (valid < kBlockTokens) {  // before the first product: between two it would serialise them
+      wait_full<Keys>(right, parity);
+      zero_tail<kGroup>(smem, offset, valid);
+    }
   }
   wgmma_fence();
   multiply_qk<0, kLeftTiles>(s, kSharedBase + offset);
-  wait_full(right, parity);
+  wait_full<Keys>(right, parity);
   parity ^= 1;
   wgmma_fence();
-  multiply_qk<kLeftTiles, kColumnTiles - kHeldTiles>(s, kSharedBase + offset);
+  multiply_qk<kLeftTiles, kColumnTiles - Keys::kHeldTiles>(s, kSharedBase + offset);
   multiply_held_qk(s, q, kSharedBase + offset);
   wgmma_commit();
   wgmma_wait();
   pin(s);
 }
 
+// What of block `j` this group may not see becomes -inf. `masked`: some of a prefix is past the end.
 template <int kGroup>
-FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile, int part) {
+FMH_DEVICE void hide(char* smem, const MlaParams& p, const Tile& tile, const MathThread<kGroup>& me,
+                     float (&s)[32], int j, int length, bool masked) {
+  if constexpr (kLists) {
+    const u64 valid = shared_at<const u64>(smem, kOffsetValid)[kGroup];
+    if (uniform(valid != ~0ull)) mask_invalid(s, valid, me.lane);
+  } else {
+    if (masked) mask_scores(s, j, me.limits(p, tile, length), me.lane);
+  }
+}
+
+template <typename Keys, int kGroup>
+FMH_DEVICE void consume(char* smem, const MlaParams& p, const Tile& tile, int part) {
   constexpr u32 k0 = kSharedBase + kOffsetK0, k1 = kSharedBase + kOffsetK1;
   constexpr u32 p0 = kSharedBase + kOffsetP0, p1 = kSharedBase + kOffsetP1;
   constexpr u32 right = kLeftTiles * kTileBytes;
@@ -73,7 +85,7 @@ FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile
   const int row = me.row;
   float s[32], o[128];
   u32 weights[4][4];
-  HeldQ held;
+  HeldQ<Keys::kHeldTiles> held;
   u32 parity_k = 0, parity_q = 0, parity_sums = 0;
 
   FragmentWalk<true> walk(smem, p);
@@ -81,7 +93,8 @@ FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile
   while (walk.next(p, [&](int request) {
     store_empty<kGroup>(p, tile, request, threadIdx.x & (kGroupThreads - 1));
   })) {
-    float maximum[2] = {kNoMax, kNoMax}, sum[2] = {0, 0}, scale[2], block_sum[2];
+    float maximum[2] = {kNoMax, kNoMax}, peak[2] = {kNoMax, kNoMax}, sum[2] = {0, 0};
+    float scale[2], block_sum[2];
     const int length = walk.length;
     // Below this every row of the tile sees every token.
     const int least_limit =
@@ -99,11 +112,11 @@ FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile
       const bool two = j + 1 < walk.end, last = j + 2 >= walk.end;
       const bool masked = (j + 1 + kGroup) * kBlockTokens > least_limit;
       if constexpr (kGroup == 0) {
-        compute_scores<0>(smem, s, held, parity_k, length - j * kBlockTokens);
+        compute_scores<Keys, 0>(smem, s, held, parity_k, length - j * kBlockTokens);
         me.release(kK0Right);
         if (last && me.lane == 0) barrier_arrive(kQEmpty);
-        if (masked) mask_scores(s, j, me.limits(p, tile, length), me.lane);
-        softmax_block(s, p.scale_log2, maximum, scale, block_sum, weights);
+        hide(smem, p, tile, me, s, j, length, masked);
+        softmax_block(s, p.scale_log2, maximum, peak, scale, block_sum, weights);
         sum[0] = sum[0] * scale[0] + block_sum[0];
         sum[1] = sum[1] * scale[1] + block_sum[1];
         // Before the barrier, which keeps the compiler from moving it above the softmax: 1 %.
@@ -131,7 +144,7 @@ FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile
         }
       } else {
         if (two) {
-          compute_scores<1>(smem, s, held, parity_k, length - (j + 1) * kBlockTokens);
+          compute_scores<Keys, 1>(smem, s, held, parity_k, length - (j + 1) * kBlockTokens);
           me.release(kK1Left);
         }
         if (last && me.lane == 0) barrier_arrive(kQEmpty);
@@ -141,8 +154,8 @@ FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile
         multiply_other_weights(o, p0, k0 + right);
         wgmma_commit();
         if (two) {
-          if (masked) mask_scores(s, j + 1, me.limits(p, tile, length), me.lane);
-          softmax_block(s, p.scale_log2, maximum, scale, block_sum, weights);
+          hide(smem, p, tile, me, s, j + 1, length, masked);
+          softmax_block(s, p.scale_log2, maximum, peak, scale, block_sum, weights);
           sum[0] = sum[0] * scale[0] + block_sum[0];
           sum[1] = sum[1] * scale[1] + block_sum[1];
           me.publish(max1, maximum);
@@ -175,13 +188,19 @@ FMH_DEVICE void consume(char* smem, const DenseDecodeParams& p, const Tile& tile
       sum[h] += shuffle_xor(sum[h], 2);
     }
     float* shared_sums = sums + parity_sums * 128;
+    float* peaks = shared_at<float>(smem, kOffsetPeaks) + parity_sums * 128;
     parity_sums ^= 1;
     me.publish(shared_sums + kGroup * 64, sum);
+    if constexpr (kLists) me.publish(peaks + kGroup * 64, peak);
     named_arrive<kGroup == 0 ? kSumsFrom0 : kSumsFrom1, 2 * kGroupThreads>();
     named_sync<kGroup == 0 ? kSumsFrom1 : kSumsFrom0, 2 * kGroupThreads>();
     sum[0] = shared_sums[row] + shared_sums[64 + row];
     sum[1] = shared_sums[row + 8] + shared_sums[64 + row + 8];
-    store_fragment<kGroup>(p, tile, walk, part, o, maximum, sum, row, me.lane);
+    if constexpr (kLists) {
+      peak[0] = fmaxf(peaks[row], peaks[64 + row]);
+      peak[1] = fmaxf(peaks[row + 8], peaks[64 + row + 8]);
+    }
+    store_fragment<kGroup>(p, tile, walk, part, o, maximum, peak, sum, row, me.lane);
   }
 }
 

@@ -3,7 +3,7 @@
 // A thread of a warpgroup holds, of a 64-row accumulator, rows `row` and `row + 8` (h = 0, 1):
 // element i belongs to row h = (i >> 1) & 1 and column (i >> 2) * 8 + (lane & 3) * 2 + (i & 1).
 #pragma once
-#include "sm90/decode/dense/layout.h"
+#include "sm90/core/tile.h"
 
 namespace fmh {
 
@@ -15,10 +15,8 @@ constexpr float kMaxSlack = 8.f;
 // Below every logit, yet finite: a row without a visible key keeps it and gets the sum 0.
 constexpr float kNoMax = -1e30f;
 
-// Rows of this thread: the first token (of the row's request) each may not see.
-struct RowLimits {
-  int limit[2];
-};
+constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kLog2E = 1.4426950408889634f;
 
 // What O and its sums are multiplied by when the maximum moves. 1 as long as there is nothing to
 // rescale: the first block of a fragment then skips the 128 multiplications, and their code need
@@ -38,11 +36,24 @@ FMH_DEVICE void mask_scores(float (&s)[32], int block, const RowLimits& rows, in
   }
 }
 
+// The same for entries of a list: bit `c` of `valid` says that token c of the block counts.
+FMH_DEVICE void mask_invalid(float (&s)[32], u64 valid, int lane) {
+  valid >>= (lane & 3) * 2;
+  const u32 half[2] = {(u32)valid, (u32)(valid >> 32)};
+#pragma unroll
+  for (int i = 0; i < 32; i++) {
+    const int column = (i >> 2) * 8 + (i & 1);
+    if (!(half[column >> 5] & 1u << (column & 31))) s[i] = -infinity();
+  }
+}
+
 // Scores to weights. `maximum` (log2 units) is the running maximum before and after, `scale` gets
 // 2^(before - after), `sum` this thread's share of the block's row sums; `weights` are the
-// weights as the A operand of four products over 16 tokens each.
+// weights as the A operand of four products over 16 tokens each. `peak` (lists) is the largest
+// logit so far, which the running maximum may lag behind.
 FMH_DEVICE void softmax_block(float (&s)[32], float scale_log2, float (&maximum)[2],
-                              float (&scale)[2], float (&sum)[2], u32 (&weights)[4][4]) {
+                              float (&peak)[2], float (&scale)[2], float (&sum)[2],
+                              u32 (&weights)[4][4]) {
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     float top = s[h * 2];
@@ -51,6 +62,7 @@ FMH_DEVICE void softmax_block(float (&s)[32], float scale_log2, float (&maximum)
     top = fmaxf(top, shuffle_xor(top, 1));
     top = fmaxf(top, shuffle_xor(top, 2));
     top *= scale_log2;
+    if constexpr (kLists) peak[h] = fmaxf(peak[h], top);
     const float before = maximum[h];
     const float after = top > before + kMaxSlack ? top : before;
     scale[h] = rescale_factor(before, after);

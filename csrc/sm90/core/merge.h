@@ -1,6 +1,8 @@
 // Merging the fragments of one request, the work of a team of eight warps.
 #pragma once
-#include "sm90/decode/dense/epilogue.h"
+#include "sm90/core/fragments.h"
+#include "sm90/core/partial.h"
+#include "sm90/core/row_result.h"
 #include "sm90/ptx/named_barrier.h"
 
 namespace fmh {
@@ -30,7 +32,7 @@ struct CombineRow {
   Tile tile;
   int row;
 
-  FMH_DEVICE CombineRow(const DenseDecodeParams& p, int slot_row)
+  FMH_DEVICE CombineRow(const MlaParams& p, int slot_row)
       : tile(p, small_quotient(slot_row, p.tile_rows)) {
     row = slot_row - tile.lane * p.tile_rows;
   }
@@ -50,7 +52,7 @@ FMH_DEVICE float warp_sum(float v) {
 }
 
 // Maximum, sum, scales of the halves of fragment 32 * round + lane.
-FMH_DEVICE float4 load_stats(const DenseDecodeParams& p, const Fragments& f, int round, int lane,
+FMH_DEVICE float4 load_stats(const MlaParams& p, const Fragments& f, int round, int lane,
                              int row) {
   const int j = round * 32 + lane;
   if (j >= f.count) return make_float4(kNoMax, 0.f, 0.f, 0.f);
@@ -58,15 +60,10 @@ FMH_DEVICE float4 load_stats(const DenseDecodeParams& p, const Fragments& f, int
   return __ldcg((const float4*)p.partial_stats + ((j == 0 ? f.first : at) + row));
 }
 
-FMH_DEVICE void store_lse(const DenseDecodeParams& p, const RowPlace& place, int request,
-                          float maximum, float sum) {
-  *place.lse(p, request) = sum > 0 ? kLn2 * (maximum + log2_approx(sum)) : infinity();
-}
-
 // A warp merges one of kSlices column slices of a row. Eight loads of four columns are in flight in
 // each lane: 4 / kSlices vectors of 2 * kSlices fragments.
 template <int kSlices>
-FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, int slice_of_rows) {
+FMH_DEVICE void combine_slice(const MlaParams& p, const Fragments& f, int slice_of_rows) {
   constexpr int kVectors = 4 / kSlices, kFlight = 2 * kSlices;
   const int lane = threadIdx.x & 31;
   const int slot_row = slice_of_rows / kSlices, slice = slice_of_rows % kSlices;
@@ -112,8 +109,8 @@ FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, in
   }
   const CombineRow r(p, slot_row);
   if (!r.exists()) return;
-  const float inverse = sum > 0 ? 1.f / sum : 0.f;
   const RowPlace place(p, r.tile, r.row);
+  const float inverse = row_weight(p, place, maximum, sum, true);
   // Lanes two apart exchange a pair of columns: four neighbours each.
   const bool high = lane & 2;
   u16* out = place.out(p, f.request) + partial_column(high ? column - 6 : column);
@@ -124,13 +121,13 @@ FMH_DEVICE void combine_slice(const DenseDecodeParams& p, const Fragments& f, in
     const u32 other = shuffle_xor(high ? a : b, 2);
     *(uint2*)(out + v * 128) = high ? make_uint2(other, b) : make_uint2(a, other);
   }
-  if (slice == 0 && lane == 0) store_lse(p, place, f.request, maximum, sum);
+  if (slice == 0 && lane == 0) store_row_facts(p, place, f.request, maximum, sum);
 }
 
 // Up to kFewFragments. The fewer there are, the more columns a warp takes.
 FMH_DEVICE int few_slices(int fragments) { return fragments <= 2 ? 1 : fragments <= 4 ? 2 : 4; }
 
-FMH_DEVICE void combine_few(const DenseDecodeParams& p, const Fragments& f, int unit) {
+FMH_DEVICE void combine_few(const MlaParams& p, const Fragments& f, int unit) {
   const int slice = uniform(unit * kTeamWarps + (team_thread() >> 5));
   switch (few_slices(f.count)) {
     case 1:
@@ -152,7 +149,7 @@ FMH_DEVICE constexpr int many_columns(int groups) { return 4 * kTeamThreads / gr
 // Many fragments: a unit is a row and a slice of columns; kGroups groups of threads take
 // every kGroups-th fragment each, kManyRounds loads in flight, and meet in shared memory.
 template <int kGroups>
-FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int unit,
+FMH_DEVICE void combine_many(const MlaParams& p, const Fragments& f, int unit,
                              float4 (&shared)[kTeamThreads]) {
   constexpr int kColumns = many_columns(kGroups), kSlices = kDimV / kColumns;
   constexpr int kLaneRounds = (kGroups * kManyRounds + 31) / 32;
@@ -196,7 +193,7 @@ FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int
   const CombineRow r(p, slot_row);
   if (thread < kColumns / 2 && r.exists()) {
     const RowPlace place(p, r.tile, r.row);
-    const float inverse = sum > 0 ? 1.f / sum : 0.f;
+    const float inverse = row_weight(p, place, maximum, sum, true);
     const float2* columns = (const float2*)shared + thread;
     float a = 0, b = 0;
 #pragma unroll
@@ -207,7 +204,7 @@ FMH_DEVICE void combine_many(const DenseDecodeParams& p, const Fragments& f, int
     }
     u16* out = place.out(p, f.request) + partial_column(first_column + 2 * thread);
     *(u32*)out = pack(a * inverse, b * inverse);
-    if (thread == 0 && first_column == 0) store_lse(p, place, f.request, maximum, sum);
+    if (thread == 0 && first_column == 0) store_row_facts(p, place, f.request, maximum, sum);
   }
   team_sync();
 }

@@ -4,9 +4,7 @@
 // Launched behind the main kernel under programmatic dependent launch. Fragments are always added
 // in the order of their index, whoever computed them and whenever: the result is bitwise the same
 // on every run. Requests that were not split are the main kernel's; nothing is read for them.
-#define FMH_D_QK 576  // only fixes the layout of the main kernel, which this file does not use
-#define FMH_PAGES 0
-#include "sm90/decode/merge.h"
+#include "sm90/core/merge.h"
 #include "sm90/ptx/pdl.h"
 
 namespace fmh {
@@ -17,13 +15,13 @@ FMH_DEVICE int teams_of_grid() { return kTeams * gridDim.x; }
 
 // Up to this many fragments a row's slices are left to single warps. Where there is an SM for every
 // slice, 8 loads in flight are all that a warp should have to wait for.
-FMH_DEVICE int few_fragments(const DenseDecodeParams& p) {
+FMH_DEVICE int few_fragments(const MlaParams& p) {
   return p.batch * p.lanes * p.tile_rows * 4 > gridDim.x ? kFewFragments : 8;
 }
 
 // Units of a request, the work of a team: a slice of columns of a row where there are many
 // fragments, else such a slice for each of its warps.
-FMH_DEVICE int units_of(const DenseDecodeParams& p, int fragments, int few) {
+FMH_DEVICE int units_of(const MlaParams& p, int fragments, int few) {
   const int slices = fragments <= few ? few_slices(fragments)
                                       : kDimV / many_columns(many_groups(fragments)) * kTeamWarps;
   return (p.lanes * p.tile_rows * (fragments > 1 ? slices : 0) + kTeamWarps - 1) / kTeamWarps;
@@ -32,7 +30,7 @@ FMH_DEVICE int units_of(const DenseDecodeParams& p, int fragments, int few) {
 #if FMH_BATCH_INVARIANT
 
 // Every request's chunks lie in its own slots; how many there are follows from its length.
-FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
+FMH_DEVICE void combine_all(const MlaParams& p) {
   const int units = units_of(p, kFewFragments, kFewFragments);
 #pragma unroll 1
   for (int i = team_of_grid(); i < p.batch * units; i += teams_of_grid()) {
@@ -50,7 +48,7 @@ FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
 #else
 
 // Parts announce the requests that they split; the units of all of them form one line.
-FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
+FMH_DEVICE void combine_all(const MlaParams& p) {
   constexpr int kWarps = (kMaxParts + 31) / 32;
   __shared__ int info[kWarps * 32], through[kWarps * 32], warp_total[kWarps];
   __shared__ float4 shared[kTeams][kTeamThreads];
@@ -104,7 +102,7 @@ FMH_DEVICE void combine_all(const DenseDecodeParams& p) {
 }  // namespace fmh
 
 extern "C" __global__ void __launch_bounds__(fmh::kCombineThreads, 2)
-    fmh_dense_combine(const __grid_constant__ DenseDecodeParams p) {
+    fmh_combine(const __grid_constant__ MlaParams p) {
   fmh::wait_for_predecessors();
   fmh::release_successors();
   fmh::combine_all(p);

@@ -4,7 +4,7 @@
 // twice, for an error of 2^-11 where the result is rounded to 2^-9 (bf16). Columns lie in the order
 // in which the accumulators hold them; the combine kernel puts them right once.
 #pragma once
-#include "sm90/decode/dense/layout.h"
+#include "sm90/core/shape.h"
 
 namespace fmh {
 

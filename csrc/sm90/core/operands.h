@@ -1,6 +1,6 @@
 // Operands of the two products: which part of them comes from registers, which from shared memory.
 #pragma once
-#include "sm90/decode/dense/epilogue.h"
+#include "sm90/core/epilogue.h"
 #include "sm90/ptx/fence.h"
 #include "sm90/ptx/matrix.h"
 #include "sm90/ptx/mbarrier.h"
@@ -8,11 +8,13 @@
 
 namespace fmh {
 
-// The last column tiles of Q stay in registers from one block to the next. Every block then reads
-// that much less from shared memory, and energy is what bounds large tiles: two tiles are 2.5 % at
-// s_q 2, 128 heads. More do not fit; none does beside a producer that gathers.
-constexpr int kHeldTiles = FMH_PAGES == 1 ? 0 : FMH_BATCH_INVARIANT ? 1 : 2;
-using HeldQ = u32[kHeldTiles > 0 ? kHeldTiles : 1][4][4];
+// The last column tiles of Q stay in registers from one block to the next, as many as fit beside the
+// producer (Keys::kHeldTiles). Every block then reads that much less from shared memory, and energy
+// is what bounds large tiles: two tiles are 2.5 % at s_q 2, 128 heads.
+template <int kTiles>
+struct HeldQ {
+  u32 tile[kTiles > 0 ? kTiles : 1][4][4];
+};
 
 // S += Q K^T over column tiles [kFirst, kLast) of one block, Q from shared memory.
 template <int kFirst, int kLast>
@@ -29,13 +31,14 @@ FMH_DEVICE void multiply_qk(float (&s)[32], u32 k_block) {
 }
 
 // The same over the tiles held in registers.
-FMH_DEVICE void multiply_held_qk(float (&s)[32], const HeldQ& q, u32 k_block) {
+template <int kTiles>
+FMH_DEVICE void multiply_held_qk(float (&s)[32], const HeldQ<kTiles>& q, u32 k_block) {
 #pragma unroll
-  for (int t = 0; t < kHeldTiles; t++) {
+  for (int t = 0; t < kTiles; t++) {
 #pragma unroll
     for (int step = 0; step < 4; step++) {
-      const u32 at = (kColumnTiles - kHeldTiles + t) * kTileBytes + step * 32;
-      wgmma_qk_registers(s, q[t][step], descriptor_k_major(k_block + at));
+      const u32 at = (kColumnTiles - kTiles + t) * kTileBytes + step * 32;
+      wgmma_qk_registers(s, q.tile[t][step], descriptor_k_major(k_block + at));
     }
   }
 }
@@ -96,13 +99,14 @@ struct MathThread {
     for (int i = 0; i < 4; i++) store_matrix_x4(mine.at(tile, i), weights[i]);
   }
 
-  FMH_DEVICE void hold_q(HeldQ& q) const {
+  template <int kTiles>
+  FMH_DEVICE void hold_q(HeldQ<kTiles>& q) const {
     const MatrixRow mine(warp, lane);
 #pragma unroll
-    for (int t = 0; t < kHeldTiles; t++) {
-      const u32 tile = kSharedBase + kOffsetQ + (kColumnTiles - kHeldTiles + t) * kTileBytes;
+    for (int t = 0; t < kTiles; t++) {
+      const u32 tile = kSharedBase + kOffsetQ + (kColumnTiles - kTiles + t) * kTileBytes;
 #pragma unroll
-      for (int i = 0; i < 4; i++) load_matrix_x4(q[t][i], mine.at(tile, i));
+      for (int i = 0; i < 4; i++) load_matrix_x4(q.tile[t][i], mine.at(tile, i));
     }
   }
 
@@ -113,7 +117,7 @@ struct MathThread {
     }
   }
 
-  FMH_DEVICE RowLimits limits(const DenseDecodeParams& p, const Tile& tile, int length) const {
+  FMH_DEVICE RowLimits limits(const MlaParams& p, const Tile& tile, int length) const {
     RowLimits limits{{length, length}};
     if (p.causal) {
       const int first = length - p.s_q + 1, r = tile.first_row + row;
