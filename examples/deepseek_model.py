@@ -1,7 +1,7 @@
-"""A DeepSeek-V3 model of seeded random weights, decoded greedily in two ways and compared.
+"""A model of seeded random weights, decoded greedily in two ways and compared.
 
-What ``flashmla-hub demo`` runs. The attention is ``deepseek_decode.AbsorbedMLA``; everything else
-is Hugging Face transformers' own model.
+What ``flashmla-hub demo`` runs. ``models`` says which attention goes with which model; everything
+else is Hugging Face transformers' own.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DynamicCache
+from transformers import DynamicCache
 from transformers import __version__ as transformers_version
 
 from flashmla_hub import Decision, explain_call
+from flashmla_hub.examples import models
 from flashmla_hub.examples.deepseek_decode import AbsorbedMLA, PagedLatentCache
 
 # Half-precision runs may part at a near tie; until then logits stay this close, as a share of
@@ -31,12 +32,18 @@ Spoil = Callable[[PagedLatentCache, list[AbsorbedMLA]], None]
 
 @dataclass
 class Setup:
-    """A model and left-padded prompts (batch, width), ``real`` where they are no padding."""
+    """A model and left-padded prompts (batch, width), ``real`` where they are no padding.
+
+    ``layout``: of the hub's cache; a quantised one is compared with transformers over the rows that
+    such a cache gives back.
+    """
 
     model: Any
     prompts: Tensor
     real: Tensor
     tokens: int
+    kind: models.Kind = models.KINDS["v3"]
+    layout: str = "dense"
 
 
 @dataclass
@@ -86,43 +93,32 @@ class Comparison:
 
 
 def build(
-    *, device: str, dtype: str, batch: int, tokens: int, heads: int, layers: int, seed: int
+    *,
+    device: str,
+    dtype: str,
+    batch: int,
+    tokens: int,
+    heads: int,
+    layers: int,
+    seed: int,
+    model: str = "v3",
+    layout: str = "dense",
 ) -> Setup:
     """The model, and ``batch`` prompts of different lengths, some longer than a page."""
-    config = DeepseekV3Config(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=256,
-        moe_intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        n_shared_experts=1,
-        n_routed_experts=4,
-        n_group=1,
-        topk_group=1,
-        num_experts_per_tok=2,
-        first_k_dense_replace=min(2, layers),
-        q_lora_rank=96,
-        kv_lora_rank=512,
-        qk_rope_head_dim=64,
-        qk_nope_head_dim=128,
-        v_head_dim=128,
-        max_position_embeddings=1024 + tokens,
-        initializer_range=0.1,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
+    kind = models.get(model, layout)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = DeepseekV3ForCausalLM(config).eval().to(device, getattr(torch, dtype))
-        if hasattr(model, "set_experts_implementation"):
-            model.set_experts_implementation("eager")  # grouped_mm lacks dtypes on some devices
+        made = kind.make(models.Sizes(heads, layers, 1024 + tokens))
+        made = made.eval().to(device, getattr(torch, dtype))
+        if hasattr(made, "set_experts_implementation"):
+            made.set_experts_implementation("eager")  # grouped_mm lacks dtypes on some devices
         lengths = torch.tensor([9 + 29 * row % 113 for row in range(batch)])
+        if kind.one_length:
+            lengths[:] = 150
         width = int(lengths.max())
         real = torch.arange(width) >= width - lengths[:, None]
-        prompts = torch.randint(1, config.vocab_size, (batch, width)).masked_fill(~real, 0)
-    return Setup(model, prompts.to(device), real.to(device), tokens)
+        prompts = torch.randint(1, models.VOCABULARY, (batch, width)).masked_fill(~real, 0)
+    return Setup(made, prompts.to(device), real.to(device), tokens, kind, layout)
 
 
 def generate_stock(setup: Setup, tick: Tick = lambda: None) -> Run:
@@ -133,7 +129,7 @@ def generate_stock(setup: Setup, tick: Tick = lambda: None) -> Run:
     name = "cache" if "cache" in takes else "past_key_values"
 
     def start() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        state = {name: DynamicCache()}
+        state = {name: DynamicCache(config=model.config)}
 
         def step(ids: Tensor, real: Tensor, positions: Tensor) -> Tensor:
             mask = real.long()
@@ -143,7 +139,8 @@ def generate_stock(setup: Setup, tick: Tick = lambda: None) -> Run:
 
         return step
 
-    return _greedy(setup, start, tick)
+    with setup.kind.as_cached(model, setup.layout):
+        return _greedy(setup, start, tick)
 
 
 def generate_hub(
@@ -151,32 +148,36 @@ def generate_hub(
     tick: Tick = lambda: None,
     backend: str | None = None,
     spoil: Spoil | None = None,
-    make_cache: Callable[..., PagedLatentCache] = PagedLatentCache,
-    attention: type[AbsorbedMLA] = AbsorbedMLA,
+    make_cache: Callable[..., PagedLatentCache] | None = None,
+    attention: type[AbsorbedMLA] | None = None,
 ) -> Run:
     """Greedy decoding with every layer's attention going through flashmla_hub.
 
     ``spoil`` is for negative controls: it may damage the cache and the layers after the prompts.
     ``make_cache`` and ``attention``: a cache and a layer of another kind (sharded_decode).
     """
-    model, batch = setup.model, len(setup.prompts)
-    caches: list[PagedLatentCache] = []
+    model, batch, kind = setup.model, len(setup.prompts), setup.kind
+    make_cache, attention = make_cache or kind.make_cache, attention or kind.attention
+    options = {} if setup.layout == "dense" else {"layout": setup.layout}
+    served: list[AbsorbedMLA] = []
 
     def start() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        layers = [layer.self_attn for layer in model.model.layers]
+        layers = [layer.self_attn for layer in kind.layers(model)]
         cache = make_cache(
             len(layers),
             batch,
             setup.prompts.shape[1] + setup.tokens,
             dtype=model.dtype,
             device=model.device,
+            **options,
         )
-        caches.append(cache)
-        modules = [attention(layer, cache, i, backend) for i, layer in enumerate(layers)]
+        state = {kind.state: DynamicCache(config=model.config)} if kind.state else {}
+        modules = [attention(layer, cache, i, backend, **state) for i, layer in enumerate(layers)]
+        served[:] = modules
 
         def step(ids: Tensor, real: Tensor, positions: Tensor) -> Tensor:
             cache.begin_step(real[:, -ids.shape[1] :])
-            with _attention_replaced(model, modules):
+            with _attention_replaced(kind.layers(model), modules):
                 logits = model(ids, position_ids=positions, use_cache=False).logits
             if spoil is not None and ids.shape[1] > 1:
                 spoil(cache, modules)
@@ -185,11 +186,8 @@ def generate_hub(
         return step
 
     run = _greedy(setup, start, tick)
-    heads, cache = model.config.num_attention_heads, caches[-1]
-    q = torch.zeros(batch, 1, heads, 576, dtype=model.dtype, device=model.device)
-    run.decision = explain_call(
-        q, cache.pools[0], cache.block_table, cache.cache_seqlens, 512, backend=backend
-    )
+    if (call := served[-1].call) is not None:
+        run.decision = explain_call(**call)
     return run
 
 
@@ -246,8 +244,7 @@ def _positions(real: Tensor) -> Tensor:
 
 
 @contextmanager
-def _attention_replaced(model: Any, modules: list[AbsorbedMLA]) -> Iterator[None]:
-    layers = list(model.model.layers)
+def _attention_replaced(layers: list[Any], modules: list[AbsorbedMLA]) -> Iterator[None]:
     stock = [layer.self_attn for layer in layers]
     try:
         for layer, module in zip(layers, modules, strict=True):

@@ -1,4 +1,4 @@
-"""``flashmla-hub demo``: a DeepSeek-V3 model decoded twice, by transformers and through the hub."""
+"""``flashmla-hub demo``: a model decoded twice, by transformers and through the hub."""
 
 from __future__ import annotations
 
@@ -21,25 +21,48 @@ from flashmla_hub.errors import InvalidRequestError
 if TYPE_CHECKING:
     from flashmla_hub.examples.deepseek_model import Comparison
 
-HELP = "decode a DeepSeek-V3 model through the hub and compare with transformers"
-EPILOG = """\
-Builds a model of DeepSeek-V3's architecture with Hugging Face transformers (seeded random
-weights, MLA's real head dims 512 + 64, few layers, a small vocabulary) and generates greedily,
-once with transformers' own attention and once with every layer's attention going through the
-hub: absorbed projections, paged latent cache with shuffled pages, prompts of different lengths.
-The layer is flashmla_hub/examples/deepseek_decode.py, there to be lifted.
+MODELS = {  # also flashmla_hub.examples.models.KINDS, which needs transformers to be imported
+    "v3": "DeepSeek-V3: every token attended to (examples/deepseek_decode.py)",
+    "v32": "DeepSeek-V3.2: an indexer picks the tokens (examples/deepseek_v32.py)",
+    "v4": "DeepSeek-V4: a sliding window, compressed entries in a second cache, sinks"
+    " (examples/deepseek_v4.py)",
+    "glm": "GLM 5: V3.2's attention, one indexer for two layers (examples/glm_dsa.py)",
+    "glm_no_rope": "GLM 5.3: the same without rotary embeddings (examples/glm_dsa.py)",
+}
+HELP = "decode a DeepSeek or GLM model through the hub and compare with transformers"
+EPILOG = (
+    """\
+Builds a model with Hugging Face transformers (seeded random weights, the real head dims, few
+layers, a small vocabulary) and generates greedily, once with transformers' own attention and once
+with every layer's attention going through the hub: absorbed projections, paged latent cache with
+shuffled pages, prompts of different lengths. The layers are in flashmla_hub/examples/, there to be
+lifted.
 
+models:
+"""
+    + "".join(f"  {name:<12} {text}\n" for name, text in MODELS.items())
+    + """
 examples:
   flashmla-hub demo
+  flashmla-hub demo --model v32 --kv-format v32      a quantised cache; transformers then
+                                                     reads the rows that it gives back
   flashmla-hub demo --device cuda --dtype bfloat16 --tokens 128
   flashmla-hub demo --ranks 2        the cache dealt out over two processes
 
 exit codes: 0 both agree, 1 they do not, 2 wrong use. In float32 they agree when all tokens are
 equal; in other dtypes when the logits stay close up to the first token that differs.
 """
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=tuple(MODELS), default="v3", help="(%(default)s)")
+    parser.add_argument(
+        "--kv-format",
+        default="dense",
+        metavar="ID",
+        help="layout of the hub's cache: dense, v32 (models v32, glm), model1 (v4) (%(default)s)",
+    )
     parser.add_argument(
         "--device", default="cpu", help="torch device, for instance cuda (%(default)s)"
     )
@@ -80,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
 
     dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     console = Console(stderr=True)
-    console.print(f"Building a model of {args.layers} layers, {args.heads} heads, {dtype} ...")
+    deepseek_model.models.get(args.model, args.kv_format)
+    console.print(f"Building {args.model}: {args.layers} layers, {args.heads} heads, {dtype} ...")
     setup = deepseek_model.build(
         device=args.device,
         dtype=dtype,
@@ -89,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
         heads=args.heads,
         layers=args.layers,
         seed=args.seed,
+        model=args.model,
+        layout=args.kv_format,
     )
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:

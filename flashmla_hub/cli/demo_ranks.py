@@ -36,6 +36,10 @@ def check(args: argparse.Namespace) -> None:
         raise InvalidRequestError("--heads", args.heads, f"a multiple of --ranks {args.ranks}")
     if args.device != "cpu":
         raise InvalidRequestError("--device", repr(args.device), "cpu where --ranks is above 1")
+    if args.model != "v3" or args.kv_format != "dense":
+        # Lists name slots of one pool: dealing them out over ranks is not part of the hub.
+        what = f"{args.model} with kv_format {args.kv_format}"
+        raise InvalidRequestError("--model", what, "v3, dense, where --ranks is above 1")
 
 
 def generate(args: argparse.Namespace, setup: Setup, dtype: str) -> tuple[Run, list[int]]:
