@@ -7,6 +7,7 @@ the limit, the case it was at is to blame, and another worker goes on behind it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -14,7 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from flashmla_hub.conformance.model import (
     Case,
@@ -49,8 +51,8 @@ def judge_all(
 
 def _batch(
     target: str, call: bool, device: str, cases: Sequence[Case], limit: float
-) -> list[CaseResult]:
-    """Results of as many leading cases as one worker got through, the fatal one included."""
+) -> Iterator[CaseResult]:
+    """Results, as they come: as many as one worker got through, the fatal one included."""
     read, write = os.pipe()
     worker = subprocess.Popen(
         [sys.executable, "-m", "flashmla_hub.conformance.worker", str(write)],
@@ -65,35 +67,46 @@ def _batch(
         worker.stdin.close()
     except BrokenPipeError:
         pass  # it died at once; the loop below says how
-    results: list[CaseResult] = []
+    try:
+        with os.fdopen(read, "rb", buffering=0) as pipe:
+            yield from _listen(pipe, worker, cases, limit)
+    except BaseException:  # Ctrl-C: the worker leads a session of its own and did not get it
+        _kill(worker)
+        raise
+
+
+def _listen(
+    pipe: Any, worker: subprocess.Popen[str], cases: Sequence[Case], limit: float
+) -> Iterator[CaseResult]:
+    done = 0
     pending, begun, patience = b"", time.monotonic(), START
-    with os.fdopen(read, "rb", buffering=0) as pipe:
-        while len(results) < len(cases):
-            left = begun + patience - time.monotonic()
-            ready = select.select([pipe], [], [], max(left, 0))[0] if left > 0 else []
-            case = cases[len(results)]
-            if not ready:
-                _kill(worker)
-                results.append(_fatal(case, Outcome.TIMEOUT, HANGS, patience,
-                                      f"no answer within {patience:g} s"))  # fmt: skip
-                return results
-            chunk = pipe.read(1 << 16)
-            if not chunk:
-                results.append(_ended(case, worker, time.monotonic() - begun))
-                return results
-            pending += chunk
-            *lines, pending = pending.split(b"\n")
-            for line in lines:
-                if line != b"ready":
-                    results.append(from_json(CaseResult, json.loads(line)))
-                begun, patience = time.monotonic(), limit
+    while done < len(cases):
+        left = begun + patience - time.monotonic()
+        ready = select.select([pipe], [], [], max(left, 0))[0] if left > 0 else []
+        case = cases[done]
+        if not ready:
+            _kill(worker)
+            yield _fatal(case, Outcome.TIMEOUT, HANGS, patience,
+                         f"no answer within {patience:g} s")  # fmt: skip
+            return
+        chunk = pipe.read(1 << 16)
+        if not chunk:
+            yield _ended(case, worker, time.monotonic() - begun)
+            return
+        pending += chunk
+        *lines, pending = pending.split(b"\n")
+        for line in lines:
+            if line != b"ready":
+                done += 1
+                yield from_json(CaseResult, json.loads(line))
+            begun, patience = time.monotonic(), limit
     worker.wait()
-    return results
 
 
 def _kill(worker: subprocess.Popen[str]) -> None:
     """End the worker and what it started: it leads a session of its own."""
-    os.killpg(worker.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has ended and was waited for
+        os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
 
 

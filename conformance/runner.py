@@ -18,7 +18,14 @@ from flashmla_hub.conformance import (
 )
 from flashmla_hub.conformance.cases import cases_of
 from flashmla_hub.conformance.judge import judge
-from flashmla_hub.conformance.model import Case, CaseResult, RunMeta, RunResult, to_json
+from flashmla_hub.conformance.model import (
+    Case,
+    CaseResult,
+    Outcome,
+    RunMeta,
+    RunResult,
+    to_json,
+)
 from flashmla_hub.conformance.subject import BackendSubject, FunctionSubject, Subject
 
 Observer = Callable[[int, int, CaseResult], None]
@@ -42,6 +49,14 @@ class Options:
     known_failures: Mapping[str, str] = field(default_factory=dict)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a run. ``result`` has the ``done`` cases, the others as not reached."""
+
+    def __init__(self, result: RunResult, done: int) -> None:
+        self.result, self.done = result, done
+        super().__init__(f"{done} of {len(result.cases)} cases judged")
+
+
 def run(
     target: str, options: Options, *, call: bool = False, observe: Observer | None = None,
     cases: Sequence[Case] | None = None,
@@ -56,6 +71,7 @@ def run(
 
     Raises:
         NoBackendError: the backend does not run on this device or machine.
+        Interrupted: by Ctrl-C, with what was judged until then.
     """
     subject = subject_of(target, options.device, call)
     if isinstance(subject, BackendSubject) and subject.missing():
@@ -63,16 +79,30 @@ def run(
         raise NoBackendError(f"backend {target!r} cannot be judged on {options.device}: {reasons}")
     asked = selected(cases_of(options.level) if cases is None else cases, options)
     started = _now()
-    if options.isolate:
-        results = isolate.judge_all(target, call, options.device, asked, options.limit, observe)
-    else:
-        results = []
-        for number, case in enumerate(asked, 1):
-            results.append(judge(subject, case))
-            if observe is not None:
-                observe(number, len(asked), results[-1])
+    results: list[CaseResult] = []
+
+    def record(done: int, total: int, result: CaseResult) -> None:
+        results.append(result)
+        if observe is not None:
+            observe(done, total, result)
+
+    stopped = None
+    try:
+        if options.isolate:
+            isolate.judge_all(target, call, options.device, asked, options.limit, record)
+        else:
+            for number, case in enumerate(asked, 1):
+                record(number, len(asked), judge(subject, case))
+    except KeyboardInterrupt:
+        stopped = len(results)
+        results += [
+            CaseResult(id=case.id, clauses=case.clauses, outcome=Outcome.NOT_REACHED,
+                       reason="interrupted before it was run")
+            for case in asked[stopped:]
+        ]  # fmt: skip
     results = known.apply(results, options.known_failures)
-    stale = known.stale(results, options.known_failures, bool(options.select))
+    partial = bool(options.select) or stopped is not None
+    stale = known.stale(results, options.known_failures, partial)
     meta = RunMeta(
         contract_version=CONTRACT_VERSION, kit_version=KIT_VERSION,
         generator_version=GENERATOR_VERSION, backend=subject.name,
@@ -82,7 +112,10 @@ def run(
         ended=_now(), known_failures=dict(options.known_failures),
         stale_known_failures=tuple(stale),
     )  # fmt: skip
-    return levels.finish(meta, asked, results)
+    result = levels.finish(meta, asked, results)
+    if stopped is not None:
+        raise Interrupted(result, stopped)
+    return result
 
 
 def subject_of(target: str, device: str, call: bool) -> Subject:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 import flashmla_hub
-from flashmla_hub import DeviceInfo, NotSupportedError
+from flashmla_hub import DeviceInfo, InvalidRequestError, NotSupportedError
 from flashmla_hub.capabilities import Capabilities, unsupported_reasons
 from flashmla_hub.conformance.memory import Call
 from flashmla_hub.conformance.model import Case, to_json
@@ -202,11 +205,8 @@ class FunctionSubject:
     has_back_door = False
 
     def __init__(self, spec: str, device: str = "cpu") -> None:
-        module_name, _, attribute = spec.partition(":")
-        if not attribute:
-            raise ValueError(f"--call: got {spec!r}, expected module:function")
-        module = importlib.import_module(module_name)
-        self.function: Callable[..., Any] = getattr(module, attribute)
+        module, function = _function(spec)
+        self.function = function
         self._metadata = getattr(module, "get_mla_metadata", None)
         self.name, self.device, self.module = spec, device, module
         self.version = str(getattr(module, "__version__", ""))
@@ -258,6 +258,32 @@ class FunctionSubject:
     def files(self) -> tuple[str, ...]:
         path = getattr(self.module, "__file__", None)
         return (path,) if path else ()
+
+
+def _function(spec: str) -> tuple[ModuleType, Callable[..., Any]]:
+    """The module and function of ``module:function``, also of a module in the current folder.
+
+    Raises:
+        InvalidRequestError: there is no such module or function, or the module fails to import.
+    """
+    module_name, _, attribute = spec.partition(":")
+    wanted = "MODULE:FUNCTION of a module that can be imported from here"
+    if not module_name or not attribute:
+        raise InvalidRequestError("--call", repr(spec), wanted)
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # behind everything installed, so that nothing is shadowed
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the port's own code does
+        told = f"{spec!r} ({type(error).__name__}: {error})"
+        raise InvalidRequestError("--call", told, wanted) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        what = "no function" if hasattr(module, attribute) else "nothing"
+        told = f"{spec!r} ({module_name} has {what} of that name)"
+        raise InvalidRequestError("--call", told, wanted)
+    return module, function
 
 
 def out_keywords(subject: Subject) -> bool:

@@ -1,7 +1,8 @@
 """The command ``flashmla-hub``: one module for each command, imported when it is asked for.
 
 A command module has ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args) -> int``.
-Exit codes: 0 fine, 1 the check failed, 2 wrong use.
+Exit codes: 0 fine, 1 the check failed, 2 wrong use, 3 a fault of the hub's, 130 interrupted
+(``ending.py``).
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from flashmla_hub.errors import FlashMLAHubError, InvalidRequestError
+from flashmla_hub.cli.ending import WRONG_USE, ends_in_one_line
 from flashmla_hub.version import __version__
-
-FINE, FAILED, WRONG_USE = 0, 1, 2
 
 # name -> (module, what it does); the module is imported only when the command is used
 COMMANDS = {
@@ -38,7 +37,7 @@ start with:
   flashmla-hub backends              what is installed here
   flashmla-hub explain --h-q 12      which one serves a request, and why
 
-exit codes: 0 fine, 1 the check failed, 2 wrong use
+exit codes: 0 fine, 1 the check failed, 2 wrong use, 3 a fault of the hub's own, 130 interrupted
 """
 
 
@@ -50,18 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return WRONG_USE
-    module = _load(args.command)
-    try:
-        return int(module.run(args))
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        sys.stdout = None  # type: ignore[assignment]  # or Python complains again at exit
-        return FINE
-    except InvalidRequestError as error:
-        print(f"flashmla-hub {args.command}: {error}", file=sys.stderr)
-        return WRONG_USE
-    except FlashMLAHubError as error:
-        print(f"flashmla-hub {args.command}: {error}", file=sys.stderr)
-        return FAILED
+    return ends_in_one_line(
+        f"flashmla-hub {args.command}", lambda: int(_load(args.command).run(args))
+    )
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

@@ -16,6 +16,8 @@ from rich.markup import escape
 from flashmla_hub import api
 from flashmla_hub.bench import shapes
 from flashmla_hub.bench.results import Row, Summary, ratio, summarize
+from flashmla_hub.cli import checked
+from flashmla_hub.cli.ending import Interrupted
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.version import __version__
 
@@ -59,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
     chosen = [shapes.parse(text) for text in args.shape]
     if args.grid or not chosen:
         chosen += shapes.grid(args.grid or "std", args.seed)
+    for option in ("json", "plot"):
+        if getattr(args, option):
+            checked.file(getattr(args, option), f"--{option}")
     device = api.resolve_device(args.device)
     runtime: Any = getattr(torch, device.type, None)
     if device.simulated or not hasattr(runtime, "Event") or not hasattr(runtime, "CUDAGraph"):
@@ -92,13 +97,18 @@ def _measure(args: argparse.Namespace, device: DeviceInfo, chosen: list[shapes.S
     for line in header(names, peers):
         console.print(line)
     rows: list[Row] = []
-    for row in measure(
-        chosen, field, clock, seed=args.seed, reps=args.reps, layers=args.layers
-    ):  # fmt: skip
-        rows.append(row)
-        console.print(line_of(row, names, peers), markup=False)
+    floor: dict[str, float] = {}
+    stopped = False
+    try:
+        for row in measure(
+            chosen, field, clock, seed=args.seed, reps=args.reps, layers=args.layers
+        ):  # fmt: skip
+            rows.append(row)
+            console.print(line_of(row, names, peers), markup=False)
+        floor = clock.host_floor()
+    except KeyboardInterrupt:
+        stopped = True
     summaries = report(rows, names, peers, console)
-    floor = clock.host_floor()
     console.print("host floor: " + ", ".join(f"{what} {us:.1f} us" for what, us in floor.items()))
     if args.json:
         facts = {
@@ -118,6 +128,9 @@ def _measure(args: argparse.Namespace, device: DeviceInfo, chosen: list[shapes.S
         from flashmla_hub.bench.plot import roofline
 
         roofline(timed, names, ceilings, title, args.plot)
+    if stopped:
+        kept = f", written to {args.json}" if args.json else ""
+        raise Interrupted(f"{len(rows)} of {len(chosen)} shapes measured{kept}")
     wrong = any(d > WRONG_ABOVE for row in rows for d in row.difference.values())
     return 1 if wrong or not timed else 0
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flashmla_hub import api, registry
 from flashmla_hub.backend import Backend, BuildItem
+from flashmla_hub.cli.ending import Interrupted
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import InvalidRequestError
 
@@ -117,13 +118,19 @@ def build(found: list[Job], console: Console, workers: int | None = None) -> lis
             outcomes.append(outcome)
             progress.update(task, description=outcome.job.item.name, advance=1)
 
-        with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+        pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
+        try:
             # the settings in force are of this thread's context
             waiting = [pool.submit(copy_context().run, _bind, job) for job in together]
             for future in as_completed(waiting):
                 done(future.result())
-        for job in alone:
-            done(_bind(job))
+            for job in alone:
+                done(_bind(job))
+        except KeyboardInterrupt:
+            good = sum(not outcome.error for outcome in outcomes)
+            raise Interrupted(f"{good} of {len(found)} built, and kept in the cache") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
     return sorted(outcomes, key=lambda outcome: found.index(outcome.job))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 
 from flashmla_hub import registry
+from flashmla_hub.cli import checked
 from flashmla_hub.errors import InvalidRequestError
 
 HELP = "write an installable plugin package to start a backend from"
@@ -42,7 +43,8 @@ def write(name: str, parent: Path) -> Path:
     """Write the package for backend ``name`` under ``parent``; returns its folder.
 
     Raises:
-        InvalidRequestError: not a usable name, a name that is taken, or a folder that exists.
+        InvalidRequestError: not a usable name, a name that is taken, a folder that exists, or a
+            place that cannot be written to.
     """
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise InvalidRequestError("name", repr(name), "[a-z][a-z0-9_]*, no Python keyword")
@@ -56,6 +58,7 @@ def write(name: str, parent: Path) -> Path:
     target = parent / f"flashmla-hub-{words['dist']}"
     if target.exists():
         raise InvalidRequestError("folder", str(target), "a folder that does not exist yet")
+    checked.folder(parent, "--dir")
     package = f"src/flashmla_hub_{name}"
     files = {
         "pyproject.toml": "pyproject.toml",

@@ -16,6 +16,7 @@ from rich.console import Console
 from flashmla_hub import api, tuning
 from flashmla_hub.backend import Backend
 from flashmla_hub.bench import shapes
+from flashmla_hub.cli.ending import Interrupted
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import choice_key
 
@@ -69,25 +70,29 @@ def run(args: argparse.Namespace) -> int:
     table = Table(device)
     clock = DeviceClock(torch.device(device.type, device.index))
     timed = skipped = 0
-    for number, shape in enumerate(chosen, 1):
-        choice = str(choice_of(shape, args.seed))
-        if choice in table.measured and not args.again:
-            skipped += 1
-            continue
-        row = tune_shape(shape, device, clock, table, reps=args.reps, seed=args.seed)
-        best = fastest(row["us"], default=row["chosen"])
-        if best is not None:
-            timed += 1
-            table.add(choice, best, row["us"])
-        if args.json:
-            print(json.dumps({"shape": str(shape), "fastest": best, **row}), flush=True)
-        ranked = sorted(row["us"].items(), key=lambda pair: pair[1])
-        listed = ", ".join(f"{name} {us:.1f}" for name, us in ranked)
-        console.print(f"[{number}/{len(chosen)}] {shape}: {listed} us", markup=False)
-        for name, config in row["configs"].items():
-            console.print(f"    {name}: {config}", markup=False)
-        for name, error in row["errors"].items():
-            console.print(f"    {name}: {error}", markup=False)
+    try:
+        for number, shape in enumerate(chosen, 1):
+            choice = str(choice_of(shape, args.seed))
+            if choice in table.measured and not args.again:
+                skipped += 1
+                continue
+            row = tune_shape(shape, device, clock, table, reps=args.reps, seed=args.seed)
+            best = fastest(row["us"], default=row["chosen"])
+            if best is not None:
+                timed += 1
+                table.add(choice, best, row["us"])
+            if args.json:
+                print(json.dumps({"shape": str(shape), "fastest": best, **row}), flush=True)
+            ranked = sorted(row["us"].items(), key=lambda pair: pair[1])
+            listed = ", ".join(f"{name} {us:.1f}" for name, us in ranked)
+            console.print(f"[{number}/{len(chosen)}] {shape}: {listed} us", markup=False)
+            for name, config in row["configs"].items():
+                console.print(f"    {name}: {config}", markup=False)
+            for name, error in row["errors"].items():
+                console.print(f"    {name}: {error}", markup=False)
+    except KeyboardInterrupt:
+        kept = f"{timed} measured and kept in {table.path}, {skipped} known already"
+        raise Interrupted(f"{kept}; the next run goes on") from None
     console.print(f"{timed} measured, {skipped} known already: {table.path}", markup=False)
     return 0 if timed or skipped else 1
 
