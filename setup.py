@@ -1,5 +1,9 @@
 """Packaging. The top-level folders are installed under the package's name; torch is not imported.
 
+``python setup.py install``, FlashMLA's own line, is ``pip install`` of this folder: setuptools' own
+command of that name installs no dependencies (new ones), or fails on the way (old ones), and
+Python 3.12 and later bring no setuptools at all. What stands behind ``install`` goes to pip.
+
 ``FLASHMLA_HUB_AOT=1`` compiles the CUDA kernels with nvcc into the wheel (see
 ``backends/hopper/aot.py``); without it they are compiled at first use, and no toolkit is needed.
 """
@@ -7,12 +11,18 @@
 import ast
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
-
 ROOT = Path(__file__).resolve().parent
+if sys.argv[1:2] == ["install"]:
+    pip = [sys.executable, "-m", "pip", "install", *sys.argv[2:], str(ROOT)]
+    print("setup.py install:", *pip, flush=True)
+    sys.exit(subprocess.call(pip))
+
+from setuptools import find_packages, setup  # noqa: E402  # after install, which needs none
+
 # import name under flashmla_hub -> folder of the repository
 FOLDERS = ("backends", "conformance", "csrc", "examples")
 

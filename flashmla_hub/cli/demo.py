@@ -198,10 +198,11 @@ def _show_decision(decision: Decision, console: Console) -> None:
 
 
 def _check_backend(args: argparse.Namespace, dtype: str) -> None:
-    """Refuse a backend that does not take the decode steps, before the model is built."""
-    if args.backend is None:
-        return
+    """Refuse a backend that does not take the decode steps, before the model is built. Those of a
+    sparse model are not known that early: there the name alone is looked at."""
     checked.backend(args.backend)
+    if args.backend is None or (args.model, args.kv_format) != ("v3", "dense"):
+        return
     key = KernelKey(h_q=args.heads, dtype=dtype)
     decision = api.explain(key, device=torch.device(args.device), backend=args.backend)
     if decision.selected is None:

@@ -1,4 +1,4 @@
-"""Every way to install works: wheel, sdist, plain, editable, and the seed's setup.py install."""
+"""Every way to install works: wheel, sdist, plain, editable, and FlashMLA's setup.py install."""
 
 from __future__ import annotations
 
@@ -103,7 +103,6 @@ HOW = {
         "-m", "pip", "install", "--no-deps", "--no-build-isolation", source],
     "editable": lambda python, source, wheel: [
         "-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", source],
-    "setup.py install": lambda python, source, wheel: ["setup.py", "install"],
 }  # fmt: skip
 
 
@@ -117,6 +116,39 @@ def test_install(how, source, wheel, tmp_path):
     assert told.startswith("fine")
     assert str(ROOT) not in told
     assert "torch" in run(python, "-m", "flashmla_hub", "backends", "--json", cwd=tmp_path)
+
+
+def test_setup_py_install_is_pip(source):
+    """Without setuptools too, and what stands behind goes to pip."""
+    told = run(sys.executable, "-c", SETUP_WITHOUT_SETUPTOOLS, cwd=source)
+    assert "-m pip install --help" in told
+    assert "Usage:" in told
+
+
+SETUP_WITHOUT_SETUPTOOLS = """
+import runpy, sys
+sys.modules["setuptools"] = None
+sys.argv = ["setup.py", "install", "--help"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("setuptools", ["the venv's own", "newest"])
+def test_flash_mlas_two_commands_in_a_fresh_environment(setuptools, source, tmp_path):
+    """As the README prints them, in a venv that sees no package but those it installs."""
+    readme = (source / "README.md").read_text()
+    for line in ("python setup.py install", "python tests/test_flash_mla.py"):
+        assert line in readme
+    env = tmp_path / "env"
+    venv.EnvBuilder(with_pip=True).create(env)
+    python = env / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if setuptools == "newest":
+        run(python, "-m", "pip", "install", "-q", "-U", "setuptools", "wheel", cwd=tmp_path)
+    run(python, "setup.py", "install", cwd=source, PIP_CONSTRAINT="constraints-cpu.txt")
+    told = run(python, "tests/test_flash_mla.py", cwd=source)
+    assert "8 shapes right on cpu" in told
+    assert run(python, "-c", CHECK, cwd=tmp_path).startswith("fine")
 
 
 @pytest.mark.full
