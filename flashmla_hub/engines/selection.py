@@ -4,7 +4,7 @@ list that could drift away from the backends' declarations."""
 from __future__ import annotations
 
 import flashmla_hub as hub
-from flashmla_hub.request import DENSE_DECODE, KernelKey
+from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
 # Latent width (nope + rope) -> head_dim_v, for the widths engines ask about.
 HEAD_DIM_V = {576: 512, 512: 512, 320: 256}
@@ -30,6 +30,49 @@ def decode_key(
         dtype=dtype,
         causal=s_q > 1,
         batch_invariant=batch_invariant,
+    )
+
+
+def sparse_key(
+    head_size: int = 576,
+    *,
+    kv_format: str = "dense",
+    dtype: str = "bfloat16",
+    page_block_size: int = 64,
+    h_q: int = 16,
+    topk: int = 2048,
+) -> KernelKey:
+    """The KernelKey of a sparse decode call as engines make it: each query its own request."""
+    return KernelKey(
+        op=SPARSE_DECODE,
+        h_q=h_q,
+        d_qk=head_size,
+        d_v=HEAD_DIM_V.get(head_size, head_size),
+        page_block_size=page_block_size,
+        dtype=dtype,
+        kv_format=kv_format,
+        topk=topk,
+    )
+
+
+def prefill_key(
+    head_size: int = 576,
+    *,
+    dtype: str = "bfloat16",
+    h_q: int = 16,
+    topk: int = 2048,
+    topk_length: bool = False,
+) -> KernelKey:
+    """The KernelKey of a sparse prefill call as engines make it."""
+    return KernelKey(
+        op=SPARSE_PREFILL,
+        h_q=h_q,
+        d_qk=head_size,
+        d_v=HEAD_DIM_V.get(head_size, head_size),
+        page_block_size=1,
+        dtype=dtype,
+        topk=topk,
+        topk_length=topk_length,
     )
 
 

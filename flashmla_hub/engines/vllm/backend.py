@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from vllm.config import get_current_vllm_config_or_none
 from vllm.model_executor.layers.attention.mla_attention import (
     MLACommonBackend,
     MLACommonDecodeMetadata,
@@ -25,7 +24,12 @@ from vllm.v1.attention.backend import AttentionCGSupport
 
 import flashmla_hub as hub
 from flashmla_hub.engines import selection
-from flashmla_hub.engines.vllm.common import HubBuilderMixin, HubImplMixin, batch_invariant
+from flashmla_hub.engines.vllm.common import (
+    HubBuilderMixin,
+    HubImplMixin,
+    batch_invariant,
+    query_heads,
+)
 from flashmla_hub.engines.vllm.plugin import NAME
 
 PAGE_SIZES = (64, 128, 32, 16)  # 64 first: what FlashMLA itself takes
@@ -85,12 +89,15 @@ class HubMLABackend(MLACommonBackend):
         device_capability: Any,
     ) -> str | None:
         if use_sparse or has_sink or not use_mla:
-            return f"{NAME}: dense MLA decode only; sparse and sink layers keep vLLM's backends"
+            return (
+                f"{NAME}: dense MLA decode only; sparse layers run through the hub with "
+                "FLASHMLA_HUB_ENGINES=vllm-sparse, see docs/engines.md"
+            )
         key = selection.decode_key(
             head_size,
             dtype=str(dtype).removeprefix("torch."),
             page_block_size=_kernel_page(block_size),
-            h_q=_query_heads(),
+            h_q=query_heads(),
             batch_invariant=batch_invariant(),
         )
         return selection.refusal(key)
@@ -190,13 +197,3 @@ def _kernel_page(block_size: int | None) -> int:
         return 64
     pages = HubMLABackend.get_supported_kernel_block_sizes()
     return max((p for p in pages if block_size % p == 0), default=block_size)
-
-
-def _query_heads() -> int:
-    """Query heads of one call: this rank's, times the ranks DCP gathers over."""
-    config = get_current_vllm_config_or_none()
-    if config is None or config.model_config is None:
-        return 16
-    parallel = config.parallel_config
-    heads = int(config.model_config.get_num_attention_heads(parallel))
-    return heads * int(parallel.decode_context_parallel_size)

@@ -24,6 +24,16 @@ def batch_invariant() -> bool:
     return bool(getattr(envs, "VLLM_BATCH_INVARIANT", False))
 
 
+def query_heads() -> int:
+    """Query heads of one call: this rank's, times the ranks DCP gathers over."""
+    config = get_current_vllm_config_or_none()
+    if config is None or config.model_config is None:
+        return 16
+    parallel = config.parallel_config
+    heads = int(config.model_config.get_num_attention_heads(parallel))
+    return heads * int(parallel.decode_context_parallel_size)
+
+
 class HubBuilderMixin:
     """Goes before MLACommonMetadataBuilder."""
 
