@@ -4,8 +4,8 @@ V4's layers reach no attention backend: they call ``flash_mla_with_kvcache`` and
 ``flash_mla_sparse_fwd`` of ``vllm.v1.attention.ops.flashmla``, most by a name bound at import. So
 the functions are replaced where they live and wherever a module has bound them already.
 
-A call that no backend of the hub takes, or one with an argument that the hub refuses, goes to vLLM's
-own function, as before; one line of the log says why. Opt-in, see plugin.py.
+A call that no backend of the hub takes, or one with an argument that the hub refuses, goes to
+vLLM's own function, as before; one line of the log says why. Opt-in, see plugin.py.
 """
 
 from __future__ import annotations

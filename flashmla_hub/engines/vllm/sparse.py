@@ -2,8 +2,8 @@
 
 vLLM's own class does the indexer's bookkeeping, the prefill workspaces and context parallelism, and
 funnels every attention of a sparse layer into two methods. Those two are the hub's here; nothing
-else is. Head counts stay what they are: FlashMLA takes 64 and 128 and vLLM pads to them, the hub asks
-what its backends take.
+else is. Head counts stay what they are: FlashMLA takes 64 and 128 and vLLM pads to them, the hub
+asks what its backends take.
 
 The class keeps the name FLASHMLA_SPARSE, because vLLM derives the cache dtype from the name
 (``fp8`` means 656-byte records under it, plain e4m3 under any other). Written against vLLM 0.33.
