@@ -189,7 +189,7 @@ def quantize(k: Tensor, layout: str) -> Tensor:
     pages, tokens = k.shape[:2]
     pool = k.new_zeros((pages, fmt.page_stride(tokens)), dtype=torch.uint8)
     raw = pool[:, : tokens * fmt.bytes_per_token].unflatten(1, (tokens, 1, fmt.bytes_per_token))
-    for view, part in zip(fmt.views(raw), fmt.encode(k), strict=True):
+    for view, part in zip(fmt.views(raw), fmt.encode(k.resolve_neg()), strict=True):
         view.copy_(part)
     return raw.view(torch.float8_e4m3fn)
 
@@ -204,6 +204,7 @@ def dequantize(cache: Tensor, layout: str, dtype: torch.dtype = torch.bfloat16) 
     return fmt.decode(fmt.views(cache)).to(dtype)
 
 
+@torch.no_grad()
 def append(cache: Tensor, rows: Tensor, slots: Tensor, *, layout: str = "dense") -> None:
     """Write new tokens into ``cache`` in place, quantising where its layout asks for it.
 
@@ -214,8 +215,12 @@ def append(cache: Tensor, rows: Tensor, slots: Tensor, *, layout: str = "dense")
             (num_blocks, page_block_size, 1, bytes_per_token) of a 1-byte dtype.
         rows: (n, d_qk) or (n, 1, d_qk), the new tokens' K.
         slots: (n,) int32 or int64, page * page_block_size + offset of each token. Tokens with a
-            negative slot are skipped (the padding of a captured batch); the other slots differ.
+            negative slot, or one past the cache, are skipped (the padding of a captured batch);
+            the other slots differ.
         layout: id of the layout of ``cache``.
+
+    Raises:
+        InvalidRequestError: naming the argument, before anything is written.
     """
     fmt = None if layout == "dense" else get(layout)
     if fmt is None and (cache.dim() != 4 or cache.shape[2] != 1 or cache.element_size() == 1):
@@ -229,19 +234,22 @@ def append(cache: Tensor, rows: Tensor, slots: Tensor, *, layout: str = "dense")
     if slots.dim() != 1 or slots.dtype not in (torch.int32, torch.int64):
         expected = "one dimension, int32 or int64"
         raise InvalidRequestError("slots", f"{tuple(slots.shape)} {slots.dtype}", expected)
+    for name, value in (("rows", rows), ("slots", slots)):
+        if value.device != cache.device:
+            raise InvalidRequestError(name, value.device, f"{cache.device}, the device of cache")
     if cache.numel() == 0 or slots.numel() == 0:
         return
-    rows = rows.reshape(slots.numel(), 1, d_qk)
+    rows = rows.resolve_neg().reshape(slots.numel(), 1, d_qk)
     views = (cache,) if fmt is None else fmt.views(cache)
     parts = (rows.to(cache.dtype),) if fmt is None else fmt.encode(rows)
 
     # Shapes may not depend on values: a skipped token repeats what another one writes, and where
     # all are skipped, slot 0 is overwritten with itself.
-    written = slots >= 0
+    written = (slots >= 0) & (slots < cache.shape[0] * cache.shape[1])
     source = torch.where(
         written, torch.arange(slots.numel(), device=slots.device), written.int().argmax()
     )
-    slot = slots.long()[source].clamp(min=0)
+    slot = torch.where(written.any(), slots.long()[source], 0)
     page, offset = slot // cache.shape[1], slot % cache.shape[1]
     for view, part in zip(views, parts, strict=True):
         kept = view[page, offset]

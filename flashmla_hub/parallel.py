@@ -117,10 +117,12 @@ def gather_heads(q: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     world_size = dist.get_world_size(group)
     if world_size == 1:
         return q
+    q = q.resolve_neg()  # collectives send raw memory
     flat = q.contiguous().view(-1, q.shape[-1])  # gloo gathers along the first dimension only
     gathered = flat.new_empty((world_size * flat.shape[0], flat.shape[1]))
     _all_gather(gathered, flat, group=group)
-    return gathered.view(world_size, *q.shape).movedim(0, -3).flatten(-3, -2)
+    ranks = gathered.view(world_size, *q.shape).movedim(0, -3)
+    return ranks.reshape(*q.shape[:-2], world_size * q.shape[-2], q.shape[-1])
 
 
 def merge_over_group(
@@ -154,6 +156,7 @@ def merge_over_group(
     """
     world_size = dist.get_world_size(group)
     _check_state(out, lse, mode, world_size)
+    out, lse = out.resolve_neg(), lse.resolve_neg()  # collectives send raw memory
     if mode == "a2a":
         return _all_to_all(out, lse, group, world_size)
     return _gather_and_scatter(out, lse, group, world_size, wire_dtype)
@@ -195,7 +198,7 @@ def decode_over_group(
     table, lens = shard_rows(block_table, cache_seqlens, s_q, world_size, rank, interleave, causal)
     out, lse = flash_mla_with_kvcache(rows, k_cache, table, lens, head_dim_v, **kwargs)
     out, lse = merge_over_group(out, lse, group, mode)
-    lse = lse.view(batch, s_q, -1).transpose(1, 2).contiguous()
+    lse = lse.view(batch, s_q, out.shape[2]).transpose(1, 2).contiguous()
     return out.view(batch, s_q, *out.shape[2:]), lse
 
 

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 from flashmla_hub.backends.triton import bound
 from flashmla_hub.backends.triton.config import config_for, target_of
-from flashmla_hub.backends.triton.launch import Descriptor, Launcher
+from flashmla_hub.backends.triton.launch import Descriptor, Launcher, Unaligned
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
@@ -84,8 +84,12 @@ def compile_for(launcher: Launcher, args: tuple[Any, ...], target: str) -> Any:
             signature[param.name] = _POINTER[arg]
             if not param.do_not_specialize:
                 attrs[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(arg, Unaligned):
+            signature[param.name] = _POINTER[arg.dtype]
+        elif isinstance(arg, float):
+            signature[param.name] = "fp32"
         else:
-            signature[param.name] = "fp32" if isinstance(arg, float) else "i32"
+            signature[param.name] = "i32" if arg < 2**31 else "i64"
     constants = launcher.constants
     signature.update(dict.fromkeys(constants, "constexpr"))
     kind = ASTSource
@@ -163,6 +167,8 @@ def variants() -> dict[str, KernelKey]:
         "sparse bf16 16": sparse.with_(h_q=16),
         "sparse bf16 128": sparse,
         "sparse v32 16": sparse.with_(h_q=16, kv_format="v32"),
+        "sparse bf16 16 loose": sparse.with_(h_q=16, alignment=1),
+        "sparse v32 16 loose": sparse.with_(h_q=16, kv_format="v32", alignment=1),
         "sparse v32 128": sparse.with_(kv_format="v32"),
         "sparse model1 128": sparse.with_(kv_format="model1", d_qk=512),
         "dense v32 128": key.with_(kv_format="v32"),

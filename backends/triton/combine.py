@@ -106,9 +106,11 @@ def combine_kernel(
         )  # fmt: skip
         token = rows // group
         head = kv_head_id * group + rows % group
-        o_row = out + (tl.cast(r, tl.int64) * out_b + token * out_t + head * out_h) * 8
+        token_at = tl.cast(token, tl.int64)
+        head_at = tl.cast(head, tl.int64)
+        o_row = out + (tl.cast(r, tl.int64) * out_b + token_at * out_t + head_at * out_h) * 8
         o_at = o_row[:, None] + cols[None, :]
         tl.store(o_at, acc.to(out.dtype.element_ty), mask=row_ok[:, None])
         if tl.program_id(2) == 0:
-            l_at = lse + tl.cast(r, tl.int64) * lse_b + head * lse_h + token * lse_t
+            l_at = lse + tl.cast(r, tl.int64) * lse_b + head_at * lse_h + token_at * lse_t
             tl.store(l_at, tl.where(alive, log_sum * LN2, float("inf")), mask=row_ok)

@@ -152,6 +152,7 @@ _GLUON = (
     (64, replace(_SM90.dense[-1][1], gluon=True, step=2)),
 )
 
+GLUON_TARGETS = frozenset({("nvidia", "sm_90")})
 HARDWARE_FP8 = frozenset({"sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"})
 
 
@@ -179,7 +180,7 @@ def config_for(key: KernelKey, device: DeviceInfo) -> Config:
         table = target.fp8
     else:
         table = target.dense if key.op == DENSE_DECODE else target.sparse
-    hopper = device.vendor == "nvidia" and device.arch == "sm_90"
+    hopper = (device.vendor, device.arch) in GLUON_TARGETS
     if hopper and gluon_takes(key):
         table = _GLUON
     rows = rows_of(key)

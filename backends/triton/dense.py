@@ -139,7 +139,7 @@ def dense_kernel(
     cols_r = DV + tl.arange(0, DR if DR > 0 else 16)
     tokens = tl.arange(0, N)
     kv += tl.cast(kv_head_id, tl.int64) * kv_head * 8
-    row = ROW if ROW > 0 else kv_row * 8
+    row = ROW if ROW > 0 else tl.cast(kv_row, tl.int64) * 8
     page_stride = tl.cast(kv_page, tl.int64) * 8
     offset_c = tokens[:, None] * row + cols[None, :]
     offset_r = tokens[:, None] * row + cols_r[None, :]
@@ -147,7 +147,8 @@ def dense_kernel(
     for r in tl.range(first, end, num_stages=1):
         length = clamp_length(tl.load(lens + r), capacity)
         n_r = tl.maximum((length + N - 1) // N, 1)
-        q_row = q + tl.cast(r, tl.int64) * q_b * 8 + (token * q_t + head * q_h) * 8
+        q_row = q + tl.cast(r, tl.int64) * q_b * 8
+        q_row += (tl.cast(token, tl.int64) * q_t + tl.cast(head, tl.int64) * q_h) * 8
         qc = tl.load(q_row[:, None] + cols[None, :], mask=row_ok[:, None], other=0.0)
         qr = qc
         if DR > 0:
@@ -211,10 +212,12 @@ def dense_kernel(
             inv, log_sum, alive = softmax.finish(m, total, SPREAD)
             o = acc * inv[:, None]
             if (b0 == 0) & (b1 == n_r):
-                o_row = out + tl.cast(r, tl.int64) * out_b * 8 + (token * out_t + head * out_h) * 8
+                o_row = out + tl.cast(r, tl.int64) * out_b * 8
+                o_row += (tl.cast(token, tl.int64) * out_t + tl.cast(head, tl.int64) * out_h) * 8
                 o_at = o_row[:, None] + cols[None, :]
                 tl.store(o_at, o.to(out.dtype.element_ty), mask=row_ok[:, None])
-                l_at = lse + tl.cast(r, tl.int64) * lse_b + head * lse_h + token * lse_t
+                l_at = lse + tl.cast(r, tl.int64) * lse_b
+                l_at += tl.cast(head, tl.int64) * lse_h + tl.cast(token, tl.int64) * lse_t
                 tl.store(l_at, tl.where(alive, log_sum * LN2, float("inf")), mask=row_ok)
             else:
                 slot = r * slot_stride + c if INVARIANT else part * 2 + (b0 == 0).to(tl.int32)

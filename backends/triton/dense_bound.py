@@ -28,6 +28,7 @@ from flashmla_hub.backends.triton.host import (
     multiprocessors,
     on_device,
     positive,
+    resolved,
     vectors,
 )
 from flashmla_hub.backends.triton.launch import Launcher, capturing
@@ -152,6 +153,7 @@ class DenseKernel(BoundKernel):
         assert target is not None
         width = block_table.shape[1]
         capacity = min(width * key.page_block_size, MAX_TOKENS)
+        q, k_cache = resolved(q), resolved(k_cache)
         q, softmax_scale = positive(q, softmax_scale)
         slot_stride, most = self._slots(capacity)
         with on_device(q):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flashmla_hub.backends.triton.config import FEW_ROWS, SLACK_PERCENT, Config
+from flashmla_hub.backends.triton.gluon_names import missing
 from flashmla_hub.backends.triton.host import VECTOR
 from flashmla_hub.backends.triton.launch import Descriptor, Launcher
 from flashmla_hub.request import PACKED, SPARSE_PREFILL, KernelKey
@@ -41,15 +42,21 @@ class Form:
 
 
 def form_of(key: KernelKey, config: Config, tiles: int, classes: Iterable[int]) -> Form | None:
-    """The Gluon form of ``key``; None where this Triton's Gluon (experimental) lacks a name."""
-    if not config.gluon:
+    """The Gluon form of ``key``; None where this Triton's Gluon (experimental) lacks a name, which
+    :func:`notes` then says."""
+    if not config.gluon or missing():
         return None
-    try:
-        if config.block_h <= FEW_ROWS:
-            return _few_rows(key, config, classes)
-        return _pairs(key, config, tiles, classes)
-    except (ImportError, AttributeError):
-        return None
+    if config.block_h <= FEW_ROWS:
+        return _few_rows(key, config, classes)
+    return _pairs(key, config, tiles, classes)
+
+
+def notes() -> tuple[str, ...]:
+    """For ``explain``: that the Gluon forms do not serve here, and why."""
+    why = missing()
+    if why is None:
+        return ()
+    return (f"the plain Triton form serves in place of the Gluon one for Hopper: {why}",)
 
 
 def _few_rows(key: KernelKey, config: Config, classes: Iterable[int]) -> Form:
@@ -81,10 +88,10 @@ def _pairs(key: KernelKey, config: Config, tiles: int, classes: Iterable[int]) -
 
 def sparse_launcher(key: KernelKey) -> Launcher | None:
     """The Gluon form of a sparse op; None where this Triton's Gluon lacks a name."""
-    try:
-        from flashmla_hub.backends.triton.hopper_sparse import gluon_sparse_kernel
-    except (ImportError, AttributeError):
+    if missing():
         return None
+    from flashmla_hub.backends.triton.hopper_sparse import gluon_sparse_kernel
+
     constants = {
         "COUNTS": key.topk_length,
         "HAS_SINK": key.attn_sink,

@@ -59,7 +59,7 @@ def load_query(
     are returned, in registers. Row i is token i // group, head i % group."""
     rows = tile * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, WIDE))
     cols = W * 256 + gl.arange(0, 256, layout=gl.SliceLayout(0, WIDE))
-    at = (rows // group * q_t + rows % group * q_h) * 8
+    at = ((rows // group).to(gl.int64) * q_t + (rows % group).to(gl.int64) * q_h) * 8
     ok = (rows < visible)[:, None]
     half = gl.load(base + at[:, None] + cols[None, :], mask=ok, other=0.0)
     if W == 0:
@@ -68,7 +68,7 @@ def load_query(
         q_right.index(0).store(half)
     rows = tile * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, Q_ROPE))
     cols = 512 + gl.arange(0, 64, layout=gl.SliceLayout(0, Q_ROPE))
-    at = (rows // group * q_t + rows % group * q_h) * 8
+    at = ((rows // group).to(gl.int64) * q_t + (rows % group).to(gl.int64) * q_h) * 8
     ok = (rows < visible)[:, None]
     rope = gl.load(base + at[:, None] + cols[None, :], mask=ok, other=0.0)
     fence_async_shared()

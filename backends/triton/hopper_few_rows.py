@@ -49,7 +49,8 @@ def _copy_query(
 ):  # fmt: skip
     rows = gl.arange(0, H, layout=gl.SliceLayout(1, COPY))
     at = q + r.to(gl.int64) * q_b * 8
-    at += (rows // group * q_t + (tile * group + rows % group) * q_h) * 8
+    head = (tile * group + rows % group).to(gl.int64)
+    at += ((rows // group).to(gl.int64) * q_t + head * q_h) * 8
     _copy(at, rows < s_q * group, q_left.index(0), q_right.index(0), q_rope.index(0))
 
 
@@ -222,11 +223,13 @@ def few_rows_kernel(
         cols = gl.arange(0, 256, layout=gl.SliceLayout(0, WIDE))
         wide_seen = (wide < s_q * group)[:, None]
         if (b0 == 0) & (b1 == n_r):
-            o_at = (wide // group * out_t + (tile * group + wide % group) * out_h) * 8
+            o_at = (wide // group).to(gl.int64) * out_t * 8
+            o_at += (tile * group + wide % group).to(gl.int64) * out_h * 8
             o_row = out + r.to(gl.int64) * out_b * 8 + (o_at[:, None] + cols[None, :])
             gl.store(o_row, gl.convert_layout(o_left.to(dtype), WIDE), mask=wide_seen)
             gl.store(o_row + 256, gl.convert_layout(o_right.to(dtype), WIDE), mask=wide_seen)
-            l_at = r.to(gl.int64) * lse_b + head * lse_h + token * lse_t
+            l_at = r.to(gl.int64) * lse_b + head.to(gl.int64) * lse_h
+            l_at += token.to(gl.int64) * lse_t
             gl.store(lse + l_at, gl.where(alive, log_sum * LN2, float("inf")), mask=seen)
         else:
             s_row = ((part * 2 + (b0 == 0).to(gl.int32)) * tiles + tile).to(gl.int64) * H

@@ -134,11 +134,13 @@ def _warpgroup(
         ok = (wide < visible)[:, None]
         rows = tile * 64 + gl.arange(0, 64, layout=ROW)
         if (b0 == 0) & (b1 == n_r):
-            o_at = (wide // group * out_t + wide % group * out_h) * 8
+            o_at = (wide // group).to(gl.int64) * out_t * 8
+            o_at += (wide % group).to(gl.int64) * out_h * 8
             o_base = out + r.to(gl.int64) * out_b * 8
             gl.store(o_base + o_at[:, None] + cols[None, :], o.to(dtype), mask=ok)
             if W == 0:
-                l_at = r.to(gl.int64) * lse_b + rows % group * lse_h + rows // group * lse_t
+                l_at = r.to(gl.int64) * lse_b + (rows % group).to(gl.int64) * lse_h
+                l_at += (rows // group).to(gl.int64) * lse_t
                 log_sum = gl.where(alive, log_sum * LN2, float("inf"))
                 gl.store(lse + l_at, log_sum, mask=rows < visible)
         else:

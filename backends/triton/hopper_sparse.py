@@ -117,9 +117,10 @@ def _warpgroup(
                 inv = gl.where(alive, inv / (1.0 + gl.exp2(logit - log_sum)), 0.0)
             o = o * gl.convert_layout(inv, gl.SliceLayout(1, O))[:, None]
             o_at = out + (b.to(gl.int64) * out_b + t.to(gl.int64) * out_t) * 8
-            gl.store(o_at + ((wide * out_h * 8)[:, None] + cols[None, :]), o.to(dtype), mask=ok)
+            o_at += (wide.to(gl.int64) * out_h * 8)[:, None] + cols[None, :]
+            gl.store(o_at, o.to(dtype), mask=ok)
             if W == 0:
-                l_at = b.to(gl.int64) * lse_b + t * lse_t + rows * lse_h
+                l_at = b.to(gl.int64) * lse_b + t.to(gl.int64) * lse_t + rows.to(gl.int64) * lse_h
                 log_sum = gl.where(alive, log_sum * LN2, float("inf"))
                 gl.store(lse + l_at, log_sum, mask=rows < h_q)
                 if HAS_MAX:

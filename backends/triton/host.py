@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +40,23 @@ def positive(q: Tensor, scale: float) -> tuple[Tensor, float]:
     return (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
 
 
+def resolved(tensor: Tensor) -> Tensor:
+    """``tensor`` without torch's lazy negation, which a kernel that reads raw memory would miss."""
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
+
+
+def unit_of(tensor: Tensor, units: Sequence[int], dims: int = 3) -> int:
+    """The first of ``units`` (elements) that divides the address and the strides of the leading
+    ``dims`` dimensions, which then fit 31 bits; the last one takes any. A dimension of size 1 has
+    no stride that matters."""
+    address = tensor.data_ptr() // tensor.element_size()
+    strides = [s for s, n in zip(tensor.stride()[:dims], tensor.shape, strict=False) if n > 1]
+    for unit in units[:-1]:
+        if address % unit == 0 and all(s % unit == 0 and s < unit << 31 for s in strides):
+            return unit
+    return units[-1]
+
+
 def vectors(tensor: Tensor) -> bool:
     """Whether base and strides are whole 16-byte vectors, as the kernels store them."""
     unit = 16 // tensor.element_size()
@@ -46,5 +64,6 @@ def vectors(tensor: Tensor) -> bool:
     return (
         tensor.data_ptr() % 16 == 0
         and strides[-1] == 1
+        and not tensor.is_neg()
         and not any(s % unit for s, n in zip(strides[:-1], tensor.shape, strict=False) if n > 1)
     )

@@ -46,40 +46,76 @@ def load_slots(indices, at, count, slots, PAGE: tl.constexpr, PAGED: tl.constexp
 
 
 @triton.jit
+def load_float32(at, index, mask, UNIT: tl.constexpr):
+    """The little-endian float32 values ``index`` from the byte addresses ``at`` on, multiples of
+    UNIT."""
+    if UNIT >= 4:
+        words = at.to(tl.pointer_type(tl.float32))
+        value = tl.load(words[:, None] + index[None, :], mask=mask, other=0.0)
+    else:
+        at = at[:, None] + 4 * index[None, :]
+        bits = tl.load(at, mask=mask, other=0).to(tl.uint32)
+        for byte in tl.static_range(1, 4):
+            bits |= tl.load(at + byte, mask=mask, other=0).to(tl.uint32) << (8 * byte)
+        value = bits.to(tl.float32, bitcast=True)
+    return value
+
+
+@triton.jit
+def load_bfloat16(at, index, mask, UNIT: tl.constexpr):
+    """As load_float32, of bfloat16 values."""
+    if UNIT >= 2:
+        halves = at.to(tl.pointer_type(tl.bfloat16))
+        value = tl.load(halves[:, None] + index[None, :], mask=mask, other=0.0)
+    else:
+        at = at[:, None] + 2 * index[None, :]
+        low = tl.load(at, mask=mask, other=0).to(tl.uint16)
+        high = tl.load(at + 1, mask=mask, other=0).to(tl.uint16)
+        value = (low | (high << 8)).to(tl.bfloat16, bitcast=True)
+    return value
+
+
+@triton.jit
 def fetch(
     cache, slot, page_stride, row_stride, cols, cols_r,
     FORMAT: tl.constexpr, PAGE: tl.constexpr, DV: tl.constexpr, DR: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """The stored parts ``(values, scales, rope)`` of the tokens in ``slot``; zeros where it is -1,
     which also keeps NaN in unused slots away from V. Strides in elements of the cache (bytes for
-    the FP8 layouts). A part that the layout lacks repeats another one."""
+    the FP8 layouts), which address multiples of UNIT elements. A part that the layout lacks
+    repeats another one."""
     ok = slot >= 0
     safe = tl.maximum(slot, 0)
     page = cache + tl.cast(safe // PAGE, tl.int64) * page_stride
+    offset = safe % PAGE
     if FORMAT == "dense":
-        token = page + tl.cast(safe % PAGE, tl.int64) * row_stride
+        token = page + tl.cast(offset, tl.int64) * row_stride
         values = tl.load(token[:, None] + cols[None, :], mask=ok[:, None], other=0.0)
         scales = values
         rope = values
         if DR > 0:
             rope = tl.load(token[:, None] + (DV + cols_r)[None, :], mask=ok[:, None], other=0.0)
     elif FORMAT == "v32":
-        token = page + tl.cast(safe % PAGE, tl.int64) * row_stride
+        token = page + tl.cast(offset, tl.int64) * row_stride
+        if UNIT < 16:
+            token = tl.multiple_of(token, UNIT)
         values = tl.load(token[:, None] + cols[None, :], mask=ok[:, None], other=0)
-        at = (token + 512).to(tl.pointer_type(tl.float32))[:, None] + tl.arange(0, 4)[None, :]
-        scales = tl.load(at, mask=ok[:, None], other=0.0)
-        at = (token + 528).to(tl.pointer_type(tl.bfloat16))[:, None] + cols_r[None, :]
-        rope = tl.load(at, mask=ok[:, None], other=0.0)
+        scales = load_float32(token + 512, tl.arange(0, 4), ok[:, None], UNIT)
+        rope = load_bfloat16(token + 528, cols_r, ok[:, None], UNIT)
     else:
         tl.static_assert(FORMAT == "model1")
-        token = page + (safe % PAGE) * 576
+        if PAGE > 3_000_000:  # the bytes of a page pass 2**31
+            offset = tl.cast(offset, tl.int64)
+        token = page + offset * 576
+        if UNIT < 16:
+            token = tl.multiple_of(token, UNIT)
         nope = ok[:, None] & (cols < 448)[None, :]
         values = tl.load(token[:, None] + cols[None, :], mask=nope, other=0)
         group = tl.arange(0, 8)
-        at = page[:, None] + (PAGE * 576 + (safe % PAGE)[:, None] * 8 + group[None, :])
+        at = page[:, None] + (PAGE * 576 + offset[:, None] * 8 + group[None, :])
         scales = tl.load(at, mask=ok[:, None] & (group < 7)[None, :], other=0)
-        at = (token + 448).to(tl.pointer_type(tl.bfloat16))[:, None] + cols_r[None, :]
-        rope = tl.load(at, mask=ok[:, None], other=0.0)
+        rope = load_bfloat16(token + 448, cols_r, ok[:, None], UNIT)
     return values, scales, rope
 
 
@@ -88,7 +124,8 @@ def prefetch(
     indices, i, count, slots, cache, page_stride, row_stride,
     FORMAT: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr,
 ):  # fmt: skip
-    """Bring the FP8 tokens of block ``i`` to L2, a quarter of one for each thread (sm_90)."""
+    """Bring the FP8 tokens of block ``i`` to L2, a quarter of one for each thread (sm_90; tokens
+    start at multiples of 16 bytes)."""
     lane = tl.arange(0, 4 * N)
     slot = load_slots(indices, i * N + lane % N, count, slots, PAGE, PAGED)
     ok = (slot >= 0).to(tl.int32)
@@ -99,7 +136,7 @@ def prefetch(
     if FORMAT == "v32":
         at += tl.cast(safe % PAGE, tl.int64) * row_stride
     else:
-        at += (safe % PAGE) * 576
+        at += tl.cast(safe % PAGE, tl.int64) * 576
     tl.inline_asm_elementwise(
         "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], "
         + BYTES

@@ -34,6 +34,16 @@ class Descriptor:
         return gluon_descriptor(0, self.dtype, rows, cols, cols, self.block)
 
 
+@dataclass(frozen=True)
+class Unaligned:
+    """Stands for a tensor of ``dtype`` at any address, where a kernel is compiled without one."""
+
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return 1
+
+
 class Launcher:
     """One jitted function with its constants and compiler options, for one device.
 
@@ -70,7 +80,7 @@ class Launcher:
                     from triton.runtime import driver
 
                     kernel.run  # noqa: B018 - loads the module now, not at the first launch
-                    memory = (torch.Tensor, torch.dtype)
+                    memory = (torch.Tensor, torch.dtype, Unaligned)
                     self._pointers = tuple(i for i, a in enumerate(args) if isinstance(a, memory))
                     self._device = driver.active.get_current_device()
                     self._stream_of = driver.active.get_current_stream

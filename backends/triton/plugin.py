@@ -6,13 +6,14 @@ import importlib.metadata
 import importlib.util
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel
 from flashmla_hub.backends.triton import tuned
-from flashmla_hub.backends.triton.config import TARGETS
+from flashmla_hub.backends.triton.config import GLUON_TARGETS, TARGETS
 from flashmla_hub.capabilities import (
     ANY,
     NONE,
@@ -78,7 +79,7 @@ def _declare(op: str, kv_format: str = "dense") -> Capabilities:
         batch_invariant=True,
         kv_strides=strides[:2] if kv_format == "model1" else strides,
         q_strides=(PACKED, TOKEN_STRIDED),
-        alignment=1 if kv_format == "model1" else 16,  # its 584-byte tokens: checked per call
+        alignment=1 if sparse or fp8 else 16,  # lists have a kernel for strides of any size
         cuda_graph=True,
         torch_compile=True,
         plans_per_call=True,
@@ -145,6 +146,13 @@ class TritonBackend(Backend):
         """50 where the tile shapes are made for the target, 25 where they are only expected to
         fit (the vendor's own port, where there is one, ranks above both)."""
         return 50 if any(device in cls for cls in TUNED) else 25
+
+    def notes(self, device: DeviceInfo) -> tuple[str, ...]:
+        """That a Gluon form could not be had here; known once something was bound."""
+        bound = sys.modules.get("flashmla_hub.backends.triton.gluon_bound")
+        if bound is None or (device.vendor, device.arch) not in GLUON_TARGETS:
+            return ()
+        return tuple(bound.notes())
 
     def bind(self, key: KernelKey, device: DeviceInfo) -> BoundKernel:
         reasons = unsupported_reasons(self.capabilities(device), key, device)

@@ -46,7 +46,7 @@ def _sweep(
     scale, cols, cols_r,
     PAGE: tl.constexpr, PAGED: tl.constexpr, FORMAT: tl.constexpr, N: tl.constexpr,
     DV: tl.constexpr, DR: tl.constexpr, HARDWARE: tl.constexpr, BREAK: tl.constexpr,
-    SPREAD: tl.constexpr, PREFETCH: tl.constexpr,
+    SPREAD: tl.constexpr, PREFETCH: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Attend to blocks [first, end) of one list.
 
@@ -64,7 +64,7 @@ def _sweep(
             here = slot
             slot = load_slots(indices, (i + 1) * N + tokens, count, slots, PAGE, PAGED)
             kc, _, kr = fetch(
-                cache, here, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
+                cache, here, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR, UNIT
             )
             m, total, acc, acc_r = _attend(
                 qc, qr, m, total, acc, acc_r, here, kc, kr, scale, V_ROPE, DR, BREAK, SPREAD
@@ -73,7 +73,7 @@ def _sweep(
         for i in tl.range(first, end, num_stages=1):
             here = slot
             values, scales, kr = fetch(
-                cache, here, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
+                cache, here, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR, UNIT
             )
             slot = load_slots(indices, (i + 1) * N + tokens, count, slots, PAGE, PAGED)
             prefetch(
@@ -87,7 +87,7 @@ def _sweep(
     else:
         after = load_slots(indices, (first + 1) * N + tokens, count, slots, PAGE, PAGED)
         values, scales, rope = fetch(
-            cache, slot, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
+            cache, slot, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR, UNIT
         )
         for i in tl.range(first, end, num_stages=1):
             here = slot
@@ -96,7 +96,7 @@ def _sweep(
             kc = dequantize(values, scales, FORMAT, N, DV, HARDWARE, qc.dtype)
             kr = rope
             values, scales, rope = fetch(
-                cache, slot, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR
+                cache, slot, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR, UNIT
             )
             m, total, acc, acc_r = _attend(
                 qc, qr, m, total, acc, acc_r, here, kc, kr, scale, V_ROPE, DR, BREAK, SPREAD
@@ -117,13 +117,14 @@ def _write(
         if V_ROPE:
             o_r = o_r * weight[:, None]
     row = out + (tl.cast(b, tl.int64) * out_b + tl.cast(t, tl.int64) * out_t) * 8
-    row += head * out_h * 8
+    row += tl.cast(head, tl.int64) * out_h * 8
     kept = row_ok[:, None] & (cols < NOPE)[None, :]
     tl.store(row[:, None] + cols[None, :], o.to(out.dtype.element_ty), mask=kept)
     if V_ROPE:
         at = row[:, None] + (NOPE + cols_r)[None, :]
         tl.store(at, o_r.to(out.dtype.element_ty), mask=row_ok[:, None])
-    at = tl.cast(b, tl.int64) * lse_b + head * lse_h + t * lse_t
+    at = tl.cast(b, tl.int64) * lse_b + tl.cast(t, tl.int64) * lse_t
+    at += tl.cast(head, tl.int64) * lse_h
     tl.store(lse + at, tl.where(alive, log_sum * LN2, float("inf")), mask=lse_ok)
     if HAS_MAX:
         tl.store(max_logits + at, tl.where(alive, top * LN2, -float("inf")), mask=lse_ok)
@@ -151,14 +152,15 @@ def sparse_kernel(
     COUNTS: tl.constexpr, EXTRA_COUNTS: tl.constexpr, HAS_SINK: tl.constexpr,
     HAS_MAX: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr, PREFETCH: tl.constexpr,
     HARDWARE: tl.constexpr, PAGED: tl.constexpr, CAUSAL: tl.constexpr, PDL: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """Program (query * tiles + row tile, split): a range of the blocks of both lists.
 
-    Strides of q, out and the caches in 16-byte vectors. With one split the result is written
-    out, else partials go to ``scratch``: part_rows rows of DV floats (columns in the order of
-    ``out``), then part_rows log2 lse, then part_rows maxima. EXTRA_PAGE 0: no second cache.
-    PAGED: a dense call; the lists are rows of the block table, ``counts`` the lengths and
-    ``topk`` the table's capacity.
+    Strides of q and out in 16-byte vectors, of the caches in UNIT elements (bytes of FP8). With one
+    split the result is written out, else partials go to ``scratch``: part_rows rows of DV floats
+    (columns in the order of ``out``), then part_rows log2 lse, then part_rows maxima. EXTRA_PAGE
+    0: no second cache. PAGED: a dense call; the lists are rows of the block table, ``counts`` the
+    lengths and ``topk`` the table's capacity.
     """
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -175,7 +177,6 @@ def sparse_kernel(
     head = head_kv * group + rows
     cols = tl.arange(0, DV)
     cols_r = tl.arange(0, DR if DR > 0 else 16)
-    unit = 8 if FORMAT == "dense" else 16
     V_ROPE: tl.constexpr = FORMAT == "model1"
 
     count = topk
@@ -195,7 +196,9 @@ def sparse_kernel(
     lo = split * per_split
     hi = tl.minimum(lo + per_split, all_blocks)
 
-    q_row = q + (tl.cast(b, tl.int64) * q_b + tl.cast(t, tl.int64) * q_t) * 8 + head * q_h * 8
+    q_row = q + (tl.cast(b, tl.int64) * q_b + tl.cast(t, tl.int64) * q_t) * 8
+    # Through uint32: widened as below for the output, the 64-bit heads would stay in registers.
+    q_row += head.to(tl.uint32).to(tl.int64) * q_h * 8
     kept = row_ok[:, None] & (cols < NOPE)[None, :]
     qc = tl.load(q_row[:, None] + cols[None, :], mask=kept, other=0.0)
     qr = qc
@@ -206,24 +209,24 @@ def sparse_kernel(
     acc_r = tl.zeros((H, DR if V_ROPE else 16), tl.float32)
 
     row = indices + tl.cast(b, tl.int64) * index_b + tl.cast(t, tl.int64) * index_t
-    row += head_kv * index_h
-    cache = kv + tl.cast(head_kv, tl.int64) * kv_head * unit
-    page_stride = tl.cast(kv_page, tl.int64) * unit
-    row_stride = tl.cast(kv_row, tl.int64) * unit
+    row += tl.cast(head_kv, tl.int64) * index_h
+    cache = kv + tl.cast(head_kv, tl.int64) * kv_head * UNIT
+    page_stride = tl.cast(kv_page, tl.int64) * UNIT
+    row_stride = tl.cast(kv_row, tl.int64) * UNIT
     m, total, acc, acc_r = _sweep(
         qc, qr, m, total, acc, acc_r, row, lo, tl.minimum(hi, blocks), count, slots, cache,
         page_stride, row_stride, scale, cols, cols_r,
-        PAGE, PAGED, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD, PREFETCH,
+        PAGE, PAGED, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD, PREFETCH, UNIT,
     )  # fmt: skip
     if EXTRA_PAGE > 0:
         row = extra_indices + tl.cast(b, tl.int64) * extra_index_b
         row += tl.cast(t, tl.int64) * extra_index_t
-        page_stride = tl.cast(extra_page, tl.int64) * unit
-        row_stride = tl.cast(extra_row, tl.int64) * unit
+        page_stride = tl.cast(extra_page, tl.int64) * UNIT
+        row_stride = tl.cast(extra_row, tl.int64) * UNIT
         m, total, acc, acc_r = _sweep(
             qc, qr, m, total, acc, acc_r, row, tl.maximum(lo - blocks, 0), hi - blocks,
             extra_count, extra_slots, extra_kv, page_stride, row_stride, scale, cols, cols_r,
-            EXTRA_PAGE, False, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD, PREFETCH,
+            EXTRA_PAGE, False, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD, PREFETCH, UNIT,
         )  # fmt: skip
 
     inv, log_sum, alive = softmax.finish(m, total, SPREAD)

@@ -21,12 +21,13 @@ from flashmla_hub.backends.triton.host import (
     multiprocessors,
     on_device,
     positive,
+    resolved,
+    unit_of,
     vectors,
 )
-from flashmla_hub.backends.triton.launch import Launcher
+from flashmla_hub.backends.triton.launch import Launcher, Unaligned
 from flashmla_hub.backends.triton.sparse import sparse_combine_kernel, sparse_kernel
 from flashmla_hub.device import DeviceInfo
-from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL, KernelKey
 
 MAX_SPLITS = 32
@@ -34,7 +35,11 @@ INVARIANT_SPLITS = 4  # of a decode query, whatever the batch; prefill has queri
 SPLIT_COST = 3  # what one more split costs, in blocks of attention
 GLUON_TILES = 4  # with fewer, the plain form's smaller blocks spread further (batch 1: 20 %)
 MAX_SLOTS = 2**31 - 1
-FP8_UNIT = 16  # bytes: the unit of an FP8 cache's strides
+# Units in which a cache's strides may come, elements of 2 bytes and bytes of FP8 layouts; the first
+# is 16 bytes. Each is a kernel of its own: a looser one reads a few bytes at a time.
+UNITS = (8, 1)
+FP8_UNITS = (16, 4, 1)
+WIDE = 1 << 40  # stands for a stride that may need 64 bits
 
 
 class SparseKernel(BoundKernel):
@@ -44,6 +49,7 @@ class SparseKernel(BoundKernel):
         self.key, self.config = key, config
         self.dtype = getattr(torch, key.dtype)
         self.fp8 = key.kv_format != "dense"
+        self.units = FP8_UNITS if self.fp8 else UNITS
         self.cache_dtype = torch.uint8 if self.fp8 else self.dtype
         self.has_max = key.op == SPARSE_PREFILL
         self.paged = key.op == DENSE_DECODE
@@ -66,7 +72,6 @@ class SparseKernel(BoundKernel):
             "EXTRA_COUNTS": key.extra_topk_length,
             "BREAK": config.break_chain,
             "SPREAD": config.spread,
-            "PREFETCH": config.prefetch,
             "HARDWARE": config.hardware_fp8,
             "PAGED": self.paged,
             "CAUSAL": key.causal,
@@ -78,7 +83,11 @@ class SparseKernel(BoundKernel):
             **early,
             **dict(config.options),
         }
-        self._main = Launcher(sparse_kernel, main, options)
+        self._main = {}
+        for unit in self.units:
+            prefetch = config.prefetch and unit == self.units[0]
+            constants = {**main, "UNIT": unit, "PREFETCH": prefetch}
+            self._main[unit] = Launcher(sparse_kernel, constants, options)
         self._gluon = gluon_bound.sparse_launcher(key) if config.gluon else None
         merge = {**flags, "DV": key.d_v, "H": config.block_h, "SMAX": MAX_SPLITS}
         self._combine = {
@@ -125,28 +134,27 @@ class SparseKernel(BoundKernel):
         if self._gluon:
             yield "gluon", self._gluon, (d, c, i, i, f, d, f, f, f, 1.0, *[1] * 21)
         if not self._gluon or not self.key.batch_invariant:
-            yield "sparse", self._main, (d, c, i, i, c, i, i, f, d, f, f, f, 1.0, *[1] * 29)
+            yield "sparse", self._main[self.units[0]], self._types(c, 1)
+        if self.key.alignment < 16:
+            for unit in self.units[1:]:
+                yield f"sparse by {unit}", self._main[unit], self._types(Unaligned(c), WIDE)
         for tile, launcher in self._combine.items():
             name = f"combine {tile.rows}x{tile.cols}x{tile.splits}"
             yield name, launcher, (f, f, d, f, f, *[1] * 12)
+
+    def _types(self, cache: torch.dtype | Unaligned, stride: int) -> tuple[Any, ...]:
+        d, f, i = self.dtype, torch.float32, torch.int32
+        strides = [stride] * 5  # of the caches
+        return (d, cache, i, i, cache, i, i, f, d, f, f, f, 1.0, 1, 1, 1, *strides, *[1] * 21)
 
     def compile(self) -> None:
         """Compile and load everything a call may launch."""
         for _, launcher, args in self.launchers():
             launcher.compile(*args)
 
-    def _cache(self, cache: Tensor, name: str) -> tuple[Tensor, int, int, int]:
-        """The cache as the kernel takes it, and its page, token and head strides in vectors."""
-        page, token, head, _ = cache.stride()
-        if not self.fp8:
-            return cache, page // VECTOR, token // VECTOR, head // VECTOR
-        raw = cache.view(torch.uint8)
-        if raw.data_ptr() % FP8_UNIT or page % FP8_UNIT:
-            raise NotSupportedError(
-                "triton", f"{name} address and page stride", (raw.data_ptr(), page),
-                f"multiples of {FP8_UNIT} bytes",
-            )  # fmt: skip
-        return raw, page // FP8_UNIT, token // FP8_UNIT, head // FP8_UNIT
+    def _unit(self, cache: Tensor) -> int:
+        dims = 1 if self.key.kv_format == "model1" else 3  # tokens at fixed places of a page
+        return unit_of(cache, self.units, dims)
 
     def launch(
         self, q: Tensor, kv: Tensor, indices: Tensor, counts: Tensor | None, sink: Tensor | None,
@@ -164,14 +172,19 @@ class SparseKernel(BoundKernel):
         if splits > 1:
             size = part_rows * (key.d_v + 2)
             scratch = torch.empty(size, dtype=torch.float32, device=q.device)
-        cache, page, token, head = self._cache(kv, "k_cache")
+        cache = kv.view(torch.uint8) if self.fp8 else kv
+        unit = self._unit(cache)
         extra, extra_page, extra_row = cache, 0, 0
         extra_strides, extra_topk, extra_slots = (0, 0), 0, 0
         if extra_kv is not None and extra_indices is not None:
-            extra, extra_page, extra_row, _ = self._cache(extra_kv, "extra_k_cache")
+            extra = extra_kv.view(torch.uint8) if self.fp8 else extra_kv
+            unit = min(unit, self._unit(extra))
+            extra_page, extra_row, _, _ = extra.stride()
             extra_strides = extra_indices.stride()[:2]
             extra_topk = extra_indices.shape[-1]
             extra_slots = min(MAX_SLOTS, extra_kv.shape[0] * extra_kv.shape[1])
+        page, token, head, _ = cache.stride()
+        strides = (page // unit, token // unit, head // unit)
         q_b, q_t, q_h, _ = q.stride()
         out_b, out_t, out_h, _ = out.stride()
         tops = lse if max_logits is None else max_logits
@@ -181,25 +194,25 @@ class SparseKernel(BoundKernel):
             s_q, key.h_q // key.h_kv, self.tiles, self.tiles_per_head, splits, part_rows,
         )  # fmt: skip
         slots = min(MAX_SLOTS, kv.shape[0] * kv.shape[1])
-        if self._gluon and self._takes_gluon(queries):
+        if self._gluon and self._takes_gluon(queries) and unit == self.units[0]:
             items = queries * splits * self.tiles
             self._gluon(
                 (min(items, self._slots_at_once), 1, 1), q, cache, indices,
                 indices if counts is None else counts, sinks, out, lse, tops, scratch,
-                softmax_scale * LOG2E, q_b // VECTOR, q_t // VECTOR, q_h // VECTOR, page, token,
+                softmax_scale * LOG2E, q_b // VECTOR, q_t // VECTOR, q_h // VECTOR, *strides[:2],
                 *indices.stride()[:2], out_b // VECTOR, out_t // VECTOR, out_h // VECTOR,
                 *lse.stride(), items, self.tiles, splits, s_q, key.h_q, topk, slots, part_rows,
             )  # fmt: skip
         else:
-            self._main(
+            self._main[unit](
                 (queries * self.tiles, splits, 1), q, cache, indices,
                 indices if counts is None else counts,
                 extra, indices if extra_indices is None else extra_indices,
                 indices if extra_counts is None else extra_counts,
                 sinks, out, lse, tops, scratch, softmax_scale * LOG2E,
-                q_b // VECTOR, q_t // VECTOR, q_h // VECTOR, page, token, head,
-                extra_page, extra_row, *indices.stride()[:3], *extra_strides, topk, extra_topk,
-                slots, extra_slots, *tail,
+                q_b // VECTOR, q_t // VECTOR, q_h // VECTOR, *strides,
+                extra_page // unit, extra_row // unit, *indices.stride()[:3], *extra_strides,
+                topk, extra_topk, slots, extra_slots, *tail,
             )  # fmt: skip
         if splits > 1:
             tile = self._combine_tile(queries)
@@ -215,6 +228,7 @@ class SparseKernel(BoundKernel):
         its lists and their counts."""
         key = self.key
         batch = q.shape[0]
+        q, k_cache = resolved(q), resolved(k_cache)
         if not vectors(q):
             q = q.contiguous()
         if lse is None:
@@ -225,6 +239,8 @@ class SparseKernel(BoundKernel):
             target = torch.empty(shape, dtype=self.dtype, device=q.device)
         most = self._batch_at_once(topk) if key.batch_invariant else batch
         extra_cache, extra_lists, extra_counts = extra
+        extra_cache = None if extra_cache is None else resolved(extra_cache)
+        sink = None if sink is None else resolved(sink)
         with on_device(q):
             for a in range(0, batch, most):
                 at = slice(a, min(batch, a + most))

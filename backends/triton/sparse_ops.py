@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashmla_hub.backends.triton.host import on_device, vectors
+from flashmla_hub.backends.triton.host import on_device, resolved, vectors
 from flashmla_hub.backends.triton.sparse_bound import MAX_SLOTS, SparseKernel
 
 
@@ -71,6 +71,8 @@ class SparsePrefillKernel(SparseKernel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         key = self.key
         queries = q.shape[0]
+        q, kv = resolved(q), resolved(kv)
+        attn_sink = None if attn_sink is None else resolved(attn_sink)
         if not vectors(q):
             q = q.contiguous()
         target = out

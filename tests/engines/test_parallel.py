@@ -113,6 +113,24 @@ def test_merge_refuses_wrong_states_before_any_collective(group_of_one: Any) -> 
 
 
 @pytest.mark.parametrize("mode", parallel.MODES)
+def test_a_step_without_requests_is_empty(group_of_one: Any, mode: str) -> None:
+    q, cache = torch.zeros(0, 2, 4, 576), torch.zeros(3, 16, 1, 576)
+    table, lens = torch.zeros(0, 2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
+    out, lse = parallel.decode_over_group(q, cache, table, lens, 512, group_of_one, mode=mode)
+    assert (tuple(out.shape), tuple(lse.shape)) == ((0, 2, 4, 512), (0, 4, 2))
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
+def test_lazily_negated_states_keep_their_sign(group_of_one: Any, mode: str) -> None:
+    out, lse = torch.rand(2, 1, 4, 8), torch.rand(2, 4, 1)
+    want = parallel.merge_over_group(-out, -lse, group_of_one, mode)
+    minus = torch._neg_view
+    found = parallel.merge_over_group(minus(out), minus(lse), group_of_one, mode)
+    assert all(map(torch.equal, want, found))
+    assert torch.equal(parallel.gather_heads(minus(out), group_of_one), -out)
+
+
+@pytest.mark.parametrize("mode", parallel.MODES)
 def test_a_group_of_one_changes_nothing_but_marks_empty_rows(group_of_one: Any, mode: str) -> None:
     g = torch.Generator().manual_seed(0)
     out, lse = torch.randn(3, 2, 4, 8, generator=g), torch.randn(3, 4, 2, generator=g)

@@ -136,6 +136,21 @@ def test_append_into_a_strided_pool(name: str) -> None:
     assert (raw[:, 4 * layout.bytes_per_token :] == 0xAB).all()
 
 
+@pytest.mark.parametrize("name", ["dense", *LAYOUTS])
+def test_append_skips_slots_past_the_cache_and_reads_negated_rows(name: str) -> None:
+    k = representable("v32" if name == "dense" else name, 2, 4)
+    rows = representable("v32" if name == "dense" else name, 1, 3, seed=2)[0, :, 0]
+    cache = k.clone() if name == "dense" else kv_format.quantize(k, name)
+    slots = torch.tensor([8, 3, 2**31 - 1], dtype=torch.int32)
+    kv_format.append(cache, torch._neg_view(rows), slots, layout=name)
+    got = cache if name == "dense" else kv_format.dequantize(cache, name)
+    k.view(8, -1)[3] = -rows[1]
+    assert torch.equal(got, k)
+    if name != "dense":
+        whole = kv_format.quantize(torch._neg_view(k), name)
+        assert torch.equal(kv_format.dequantize(whole, name), -k)
+
+
 def test_append_of_skipped_tokens_alone_changes_nothing() -> None:
     for name in LAYOUTS:
         cache = kv_format.quantize(representable(name, 1, 2), name)

@@ -25,11 +25,12 @@ def interpret(name: str, tmp_path: Path, marks: str) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("name", ["dense", "sparse"])
+@pytest.mark.parametrize("name", ["dense", "sparse", "strides"])
 def test_interpreted(name: str, tmp_path: Path) -> None:
     interpret(name, tmp_path, "not full")
 
 
 @pytest.mark.full
-def test_interpreted_in_full(tmp_path: Path) -> None:
-    interpret("dense", tmp_path, "full")
+@pytest.mark.parametrize("name", ["dense", "strides"])
+def test_interpreted_in_full(name: str, tmp_path: Path) -> None:
+    interpret(name, tmp_path, "full")
