@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from flashmla_hub import narrate
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.legalize import Step
 from flashmla_hub.request import ChoiceKey
@@ -46,7 +47,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Decision:
-    """Which backend serves a request on a device, and why; and why not the others."""
+    """Which backend serves a request on a device, and why; and why not the others.
+
+    ``asked``: the backend that was chosen by name, if one was. ``print`` shows the answer and what
+    bears on it, ``text(everything=True)`` every backend with all its reasons.
+    """
 
     choice: ChoiceKey
     device: DeviceInfo
@@ -54,6 +59,7 @@ class Decision:
     why: str
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...] = ()
+    asked: str | None = None
 
     @property
     def candidate(self) -> Candidate | None:
@@ -70,15 +76,12 @@ class Decision:
             "candidates": [c.to_json() for c in self.candidates],
         }
 
+    def text(self, everything: bool = False) -> str:
+        """In words, the answer first; ``everything``: each backend with all its reasons."""
+        return narrate.text(self, everything)
+
     def __str__(self) -> str:
-        lines = [f"request  {self.choice}", f"device   {self.device}"]
-        lines.append(f"selected {self.selected or 'none'}: {self.why}")
-        lines += [f"note     {note}" for note in self.notes]
-        for candidate in self.candidates:
-            verdict = f"rank {candidate.rank}" if candidate.accepted else "refused"
-            lines.append(f"  {candidate.backend}: {verdict}")
-            lines += [f"    - {reason}" for reason in candidate.reasons]
-            lines += [f"    rewrite {rewrite}" for rewrite in candidate.rewrites]
-            lines += [f"    hazard {hazard}" for hazard in candidate.hazards]
-            lines += [f"    note {note}" for note in candidate.notes]
-        return "\n".join(lines)
+        return narrate.text(self)
+
+    def _repr_html_(self) -> str:
+        return narrate.html(self)

@@ -7,6 +7,7 @@ them and raises :class:`~flashmla_hub.errors.DeviceConflictError` when two claim
 
 from __future__ import annotations
 
+import html
 import importlib.metadata
 import platform
 import sys
@@ -45,6 +46,15 @@ class DeviceInfo:
     def __str__(self) -> str:
         label = f"{self.vendor}:{self.arch}" if self.arch else self.vendor
         return f"{label} (simulated)" if self.simulated else label
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<td style='text-align:left'>{html.escape(str(value))}</td></tr>"
+            for name, value in vars(self).items()
+            if value not in ("", 0, False)
+        )
+        return f"<b>{html.escape(str(self))}</b><table>{rows}</table>"
 
 
 def _dist_version(name: str) -> str | None:

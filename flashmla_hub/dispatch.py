@@ -112,7 +112,7 @@ def decide(
         why = (
             source if selected else f"{source}, and it refuses; an explicit choice never falls back"
         )
-        return Decision(choice, device, selected, why, tuple(candidates), notes)
+        return Decision(choice, device, selected, why, tuple(candidates), notes, name)
     selected, why = _select(choice, device, candidates)
     return Decision(choice, device, selected, why, tuple(candidates), notes)
 

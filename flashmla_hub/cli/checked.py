@@ -12,6 +12,12 @@ from flashmla_hub import registry
 from flashmla_hub.errors import InvalidRequestError
 
 
+def here() -> str:
+    """The default of ``--device``: this machine's accelerator, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator.type if accelerator and torch.accelerator.is_available() else "cpu"
+
+
 def device(name: str, option: str = "--device") -> torch.device:
     """The torch device ``name``, on which this machine can hold a tensor.
 

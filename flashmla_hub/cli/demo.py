@@ -11,13 +11,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
 from flashmla_hub import api
 from flashmla_hub.checks import DTYPE_NAMES
-from flashmla_hub.cli import checked, demo_ranks
+from flashmla_hub.cli import checked, demo_ranks, explain
 from flashmla_hub.cli.ending import Interrupted
-from flashmla_hub.decision import Decision
 from flashmla_hub.errors import InvalidRequestError
 from flashmla_hub.request import KernelKey
 
@@ -67,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="layout of the hub's cache: dense, v32 (models v32, glm), model1 (v4) (%(default)s)",
     )
     parser.add_argument(
-        "--device", default="cpu", help="torch device, for instance cuda (%(default)s)"
+        "--device", default=checked.here(), help="torch device (this machine's: %(default)s)"
     )
     parser.add_argument(
         "--dtype",
@@ -170,31 +168,14 @@ def show(comparison: Comparison, console: Console) -> None:
     )
     console.print(f"transformers              {stock.tokens_per_second:.1f} tokens/s")
     console.print(f"flashmla_hub              {hub.tokens_per_second:.1f} tokens/s")
-    if hub.decision is not None:
-        console.print()
-        _show_decision(hub.decision, console)
-
-
-def _show_decision(decision: Decision, console: Console) -> None:
-    """Who serves the decode steps and why; the others with their first reason."""
     console.print(
-        f"[bold]{decision.selected}[/] serves the decode steps on {decision.device}: "
-        f"{decision.why}",
+        "[dim]Rates of a small model in plain Python; transformers expands its cache at each step."
+        " Kernels are timed by flashmla-hub bench.[/]",
         highlight=False,
     )
-    elsewhere = []
-    table = Table("backend", "rank", "", box=None, padding=(0, 2, 0, 0))
-    for candidate in decision.candidates:
-        if candidate.reasons and candidate.reasons[0].startswith("device "):
-            elsewhere.append(candidate.backend)
-            continue
-        remarks = [*candidate.reasons, *(f"rewrite {r}" for r in candidate.rewrites)]
-        rank = str(candidate.rank) if candidate.accepted else "refused"
-        table.add_row(candidate.backend, rank, Text("\n".join(remarks)))
-    console.print(table)
-    if elsewhere:
-        console.print(f"[dim]for other devices: {', '.join(elsewhere)}[/]", highlight=False)
-    console.print("[dim]all reasons: flashmla-hub explain[/]", highlight=False)
+    if hub.decision is not None:
+        console.print("\n[bold]who serves the decode steps[/]")
+        explain.show(hub.decision, console)
 
 
 def _check_backend(args: argparse.Namespace, dtype: str) -> None:

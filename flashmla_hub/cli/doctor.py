@@ -1,4 +1,4 @@
-"""``flashmla-hub doctor``: everything a bug report needs, in one paste."""
+"""``flashmla-hub doctor``: everything a bug report needs, in one paste; what to do comes last."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import json
 import os
 import platform
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from flashmla_hub import api, config, registry
+from flashmla_hub.device import DeviceInfo
+from flashmla_hub.request import KernelKey
 from flashmla_hub.version import CONTRACT_VERSION, __version__
 
 HELP = "everything a bug report needs"
@@ -35,21 +39,23 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2, default=str))
         return 0
     for title, section in facts.items():
+        if title == "advice" or not section:
+            continue
         print(f"## {title}")
         for name, value in section.items():
             print(f"{name}: {value}")
         print()
+    print("## advice")
+    for line in facts["advice"]:
+        print(f"- {line}")
     return 0
 
 
-def collect() -> dict[str, dict[str, Any]]:
-    """Versions, settings, devices, backends and whether the cache can be written."""
+def collect() -> dict[str, Any]:
+    """Versions, settings, devices, backends, whether the cache can be written; and what to do."""
     settings = config.current()
-    found = {
-        f"{d.type}:{d.index}": f"{d.vendor} {d.arch} {d.name!r} ({d.confidence}: {d.rule})"
-        for d in api.devices()
-    }
-    return {
+    devices, backends = api.devices(), api.backends()
+    facts: dict[str, Any] = {
         "flashmla_hub": {
             "version": __version__,
             "contract": CONTRACT_VERSION,
@@ -67,21 +73,64 @@ def collect() -> dict[str, dict[str, Any]]:
             },
         },
         "settings": {
-            **{f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)},
-            "cache_dir writable": _writable(settings),
+            **{f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)},
+            "cache_dir writable": _writable(settings.cache_dir),
         },
-        "devices": found,
-        "backends": {
-            b.name: f"{b.status}: {b.reason} ({b.dist} {b.version})".rstrip()
-            for b in api.backends()
+        "devices": {
+            f"{d.type}:{d.index}": f"{d.vendor} {d.arch} {d.name!r} ({d.confidence}: {d.rule})"
+            for d in devices
         },
+        "backends": {b.name: f"{b.status}: {b.reason}{_origin(b)}" for b in backends},
         "notes": {
             f"{name} on {device}": "; ".join(notes)
-            for device in api.devices()
+            for device in devices
             for name, backend in registry.state().backends.items()
             if (notes := backend.notes(device))
         },
     }
+    facts["advice"] = advice(devices, backends, settings.cache_dir)
+    return facts
+
+
+def advice(
+    devices: list[DeviceInfo], backends: list[api.BackendStatus], cache: Path | None
+) -> list[str]:
+    """What to do next, most pressing first: never empty."""
+    told = [
+        f"{b.name} is quarantined: {b.reason}. Mend or uninstall it, or set "
+        f"FLASHMLA_HUB_DISABLE_PLUGINS={b.name}"
+        for b in backends
+        if b.status == "quarantined"
+    ]
+    if not _writable(cache):
+        told.append(
+            f"{cache} cannot be written: kernels are compiled anew in every process. Set "
+            "FLASHMLA_HUB_CACHE_DIR to a folder of yours"
+        )
+    accelerators = [d for d in devices if d.type != "cpu"]
+    if not accelerators:
+        told.append(
+            "torch sees no accelerator: the torch backend is right here, and slow. If this machine "
+            "has one, its driver or this build of torch does not show it"
+        )
+    for vendor in dict.fromkeys(d.vendor for d in accelerators):
+        device = next(d for d in accelerators if d.vendor == vendor)
+        if vendor == "unknown":
+            told.append(
+                f"no rule knows {device.type}:{device.index} ({device.rule}): name it with "
+                "FLASHMLA_HUB_DEVICE=VENDOR:ARCH, or write a rule (docs/adding-a-backend.md)"
+            )
+            continue
+        decision = api.explain(KernelKey(), device=device)
+        told += [
+            f"{c.backend} would serve {device} but for this: {'; '.join(c.reasons)}"
+            for c in decision.candidates
+            if c.reasons and "not installed" in c.reasons[0]
+        ]
+        served = decision.selected or "no backend"
+        told.append(f"{served} serves the base shape on {device}: {decision.why}")
+    told.append("other shapes: flashmla-hub explain --h-q 16; other devices: explain --device V:A")
+    return told
 
 
 def _version(name: str) -> str:
@@ -91,8 +140,28 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _writable(settings: config.Config) -> bool:
-    place = settings.cache_dir
+def _origin(backend: api.BackendStatus) -> str:
+    """The package behind a backend that is not the hub's own, with its version."""
+    if backend.version in ("", "not installed") or backend.dist == "built-in":
+        return ""
+    return f" ({backend.dist} {backend.version})"
+
+
+def _plain(value: Any) -> Any:
+    """``none`` for what is not set, names as a list."""
+    if isinstance(value, frozenset):
+        return ", ".join(sorted(value)) or "none"
+    return "none" if value is None else value
+
+
+def _writable(place: Path | None) -> bool:
+    """Whether the folder, or the one it would be made in, takes a file."""
+    if place is None:
+        return False
     while not place.exists() and place != place.parent:
         place = place.parent
-    return os.access(place, os.W_OK)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return True
+    except OSError:
+        return False

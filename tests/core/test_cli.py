@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
 from core_helpers import dense
 
+import flashmla_hub as hub
 from flashmla_hub import cli
 from flashmla_hub.cli import new_backend
 
 
 def run(capsys, *words):
-    code = cli.main(words)
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:  # argparse
+        code = stop.code
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -77,7 +82,42 @@ def test_explain_shows_reasons_of_who_refuses(capsys):
     words = ("--device", "nvidia:sm_90", "--page-size", "3", "--dtype", "float32")
     code, out, _ = run(capsys, "explain", *words)
     assert code == 0
-    assert "refused" in out
+    assert "h_q" not in out.splitlines()[0]
+    assert "almost" in out
+    assert "dtype=float32: takes bfloat16" in out
+    assert "amd (gfx942" not in out  # other devices are named in one line
+    assert "amd (gfx942" in run(capsys, "explain", *words, "--all")[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--device", "nvidia:sm_90", "--page-size", "3", "--dtype", "float32"),
+        ("--device", "nvidia:sm_90", "--backend", "amd"),
+        ("--device", "metax:xcore1000", "--topk", "64"),
+    ],
+)
+def test_explain_fits_a_small_terminal(monkeypatch, words):
+    """80 columns, 24 rows: the answer, its reason and who is left are seen without scrolling."""
+    from rich.console import Console
+
+    from flashmla_hub.cli import explain
+
+    made = []
+
+    def small(**options):
+        made.append(Console(width=80, height=24, force_terminal=True, color_system=None,
+                            record=True, file=io.StringIO()))  # fmt: skip
+        return made[-1]
+
+    monkeypatch.setattr(explain, "Console", small)
+    assert cli.main(["explain", *words]) in (0, 1)
+    shown = made[0].export_text().splitlines()
+    assert len(shown) <= 23
+    assert shown[0].startswith("selected ")
+    assert "others" in "".join(line[:9] for line in shown)
+    assert shown[-1].startswith("more ")
 
 
 def test_explain_exits_1_where_nobody_serves(capsys):
@@ -95,14 +135,19 @@ def test_explain_exits_1_where_nobody_serves(capsys):
         ("--topk", "8", "--causal"),
         ("--attn-sink",),
         ("--kv-format", "v41"),
+        ("--kv-format", "v32", "--d-qk", "512"),
+        ("--h-q", "abc"),
+        ("--s-k", "0"),
+        ("--batch", "99999999999999999999"),
         ("--device", "no such device!"),
         ("--backend", "nothing"),
     ],
 )
 def test_explain_wrong_use(capsys, words):
     code, _, err = run(capsys, "explain", *words)
-    assert code in (1, 2)
-    assert "expected" in err or "accepted" in err
+    assert code == 2
+    assert "expected" in err or "choose from" in err
+    assert "_count" not in err
 
 
 @pytest.mark.parametrize(
@@ -123,7 +168,44 @@ def test_doctor(capsys):
     facts = json.loads(out)
     assert code == 0
     assert {"flashmla_hub", "packages", "torch", "settings", "devices", "backends"} <= set(facts)
-    assert "## backends" in run(capsys, "doctor")[1]
+    out = run(capsys, "doctor")[1]
+    assert "## backends" in out
+    assert "frozenset" not in out
+    assert "built-in" not in out
+    last = out.partition("## advice\n")[2].splitlines()
+    assert last
+    assert all(line.startswith("- ") for line in last)
+
+
+@pytest.mark.parametrize("place", ["{file}/x", "/proc/x"])
+def test_doctor_sees_a_cache_that_cannot_be_written(capsys, tmp_path, place):
+    from pathlib import Path
+
+    from flashmla_hub import config
+
+    (tmp_path / "file").touch()
+    with config.override(cache_dir=Path(place.format(file=tmp_path / "file"))):
+        facts = json.loads(run(capsys, "doctor", "--json")[1])
+    assert facts["settings"]["cache_dir writable"] is False
+    assert any("FLASHMLA_HUB_CACHE_DIR" in line for line in facts["advice"])
+
+
+def test_doctor_says_what_an_unknown_device_needs():
+    from flashmla_hub.cli import doctor
+
+    odd = hub.DeviceInfo("unknown", "", type="npu", rule="no rule matched")
+    told = doctor.advice([hub.devices()[0], odd], [], None)
+    assert any("FLASHMLA_HUB_DEVICE=VENDOR:ARCH" in line for line in told)
+
+
+def test_backends_fit_80_columns_and_cut_no_name(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in (("backends",), ("backends", "--limits")):
+        out = run(capsys, *words)[1]
+        assert all(len(line) <= 80 for line in out.splitlines())
+        for backend in hub.backends():
+            assert backend.name in out
+    assert len(run(capsys, "backends")[1].splitlines()) < 40
 
 
 @pytest.mark.parametrize("name", ["Acme", "1st", "with-dash", "class", "torch", ""])
@@ -144,7 +226,6 @@ def test_new_backend_never_overwrites(capsys, tmp_path):
 def test_new_backend_writes_a_plugin_that_is_chosen_for_its_device(tmp_path, monkeypatch):
     import importlib
 
-    import flashmla_hub as hub
     from flashmla_hub.testing import registered
 
     target = new_backend.write("acme_two", tmp_path)

@@ -69,11 +69,12 @@ def test_no_backend_lists_each_with_all_its_reasons():
     ):
         hub.flash_mla_with_kvcache(**dense())
     text = str(caught.value)
-    assert "narrow: refused" in text
+    assert text.splitlines()[1] == "selected none: no backend accepts"
+    assert "almost   narrow: device acme:a1" in text  # the vendor's, of another arch
+    assert "others   for other devices: amd" in text
     assert "device acme:a1 (simulated): takes acme (a2)" in text
     assert "h_q=4: takes 16" in text
-    assert "torch: refused" in text
-    assert "runs on real devices only" in text
+    assert "almost   torch: runs on real devices only" in text
 
 
 def test_running_under_a_simulated_device_needs_a_backend_made_for_it():
@@ -240,3 +241,18 @@ def test_a_device_override_changes_identification_not_the_tensors_type():
         typed = Narrow("typed", rank=99, devices=(DeviceClass("acme", type="cuda"),))
         with registered(typed):
             assert selected() == "torch"
+
+
+def test_a_decision_and_a_device_show_themselves_in_a_notebook():
+    decision = hub.explain(hub.KernelKey(), backend="hopper", device="cpu")
+    shown = decision._repr_html_()
+    assert "<b>none</b>: backend= argument, and it refuses" in shown
+    assert "takes nvidia (sm_90)" in shown
+    assert shown.count("<table>") == shown.count("</table>") == 1
+    assert "&lt;=" in shown  # escaped
+    assert "x86_64" in hub.devices()[0]._repr_html_()
+
+
+def test_a_backend_asked_for_by_name_is_the_first_to_be_told_of():
+    told = str(hub.explain(hub.KernelKey(), backend="hopper", device="cpu")).splitlines()
+    assert told[1] == "refused  hopper: device cpu:x86_64: takes nvidia (sm_90)"
