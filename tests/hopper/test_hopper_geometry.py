@@ -88,8 +88,7 @@ def test_the_host_packs_the_structure_that_the_header_declares() -> None:
     declared = "".join(letters[kind] for _, kind in [*mla[:-1], *lists])
     layout = POINTERS.format + TAIL.format + LIST_POINTERS.format + LIST_TAIL.format
     packed = "".join(
-        letter * int(count or 1)
-        for count, letter in re.findall(r"(\d*)([Qqif])", layout)
+        letter * int(count or 1) for count, letter in re.findall(r"(\d*)([Qqif])", layout)
     )
     assert packed == declared
     assert ctypes.sizeof(MlaParams) == PARAMS_BYTES
