@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from flashmla_hub.bench.shapes import Shape
+from flashmla_hub.bench.timing import Ceilings
+from flashmla_hub.errors import InvalidRequestError
 
 
 @dataclass
@@ -33,6 +37,69 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         shape = vars(self.shape)
         return {**vars(self), "shape": dict(shape), "name": str(self.shape)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        return cls(**{**known, "shape": Shape(**data["shape"])})
+
+
+@dataclass
+class Measured:
+    """A run of ``flashmla-hub bench``: what its JSON file holds. ``names``: the backends timed,
+    ours first; ``peers``: those of them that are somebody else's."""
+
+    device: str
+    names: list[str]
+    peers: list[str]
+    ceilings: Ceilings
+    rows: list[Row] = field(default_factory=list)
+    backends: dict[str, str] = field(default_factory=dict)
+    host_floor_us: dict[str, float] = field(default_factory=dict)
+    command: list[str] = field(default_factory=list)
+    flashmla_hub: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "flashmla_hub": self.flashmla_hub,
+            "device": self.device,
+            "backends": self.backends,
+            "peers": self.peers,
+            "command": self.command,
+            "ceilings": self.ceilings.to_json(),
+            "host_floor_us": self.host_floor_us,
+            "rows": [row.to_json() for row in self.rows],
+            "summary": [vars(summary) for summary in summaries(self)],
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> Measured:
+        """What ``to_json`` wrote.
+
+        Raises:
+            InvalidRequestError: the file cannot be read, or holds something else.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                device=data["device"],
+                names=list(data["backends"]),
+                peers=data["peers"],
+                ceilings=Ceilings(**data["ceilings"]),
+                rows=[Row.from_json(row) for row in data["rows"]],
+                backends=data["backends"],
+                host_floor_us=data["host_floor_us"],
+                command=data["command"],
+                flashmla_hub=data["flashmla_hub"],
+            )
+        except OSError as error:
+            raise InvalidRequestError("--from", f"{path} ({error.strerror})", _A_RUN) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            told = f"{path} ({type(error).__name__}: {error})"
+            raise InvalidRequestError("--from", told, _A_RUN) from error
+
+
+_A_RUN = "a file that flashmla-hub bench --json FILE wrote"
 
 
 @dataclass(frozen=True)
@@ -78,3 +145,16 @@ def summarize(
     worst, shape = min(found)
     mean = math.exp(sum(math.log(value) for value, _ in found) / len(found))
     return Summary(ours, against, mean, worst, shape, len(found))
+
+
+def summaries(measured: Measured) -> list[Summary]:
+    """Each of ours against each peer and against the best of them, alone and in a graph."""
+    found: list[Summary] = []
+    names, peers = measured.names, measured.peers
+    for field_name, where in (("us", ""), ("graph_us", " in a graph")):
+        for name in (n for n in names if n not in peers):
+            for group, label in [*(([p], p) for p in peers), (peers, "the best peer")]:
+                one = summarize(measured.rows, name, group, f"{label}{where}", field_name)
+                if one and (len(peers) > 1 or label != "the best peer"):
+                    found.append(one)
+    return found

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         demo_ranks.check(args)
     checked.device(args.device)
     try:
-        from flashmla_hub.examples import deepseek_model
+        from flashmla_hub.examples import deepseek_model, models
     except ModuleNotFoundError as error:
         wanted = "transformers, for instance by pip install 'flashmla-hub[demo]'"
         raise InvalidRequestError("installed packages", str(error), wanted) from error
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     _check_backend(args, dtype)
     console = Console(stderr=True)
-    deepseek_model.models.get(args.model, args.kv_format)
+    models.get(args.model, args.kv_format)
     console.print(f"Building {args.model}: {args.layers} layers, {args.heads} heads, {dtype} ...")
     setup = deepseek_model.build(
         device=args.device,
