@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import math
@@ -175,7 +176,8 @@ class RunMeta:
     backend_version: str = ""
     level: str = "L0"  # that was asked for
     selected: str = ""  # the -k expression; such a run has no level
-    seed: int = 0  # 0: the frozen inputs; anything else is no evidence
+    seed: int = 0  # 0: the frozen inputs; with others there is no level
+    challenge: str = ""  # inputs drawn from this nonce instead of the frozen seed; reaches levels
     isolated: bool = False
     device: Mapping[str, Any] = field(default_factory=dict)
     claims: tuple[Mapping[str, Any], ...] = ()
@@ -248,6 +250,8 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(data, list):
             raise ValueError(f"{where}: got {type(data).__name__}, expected a list")
+        if set(map(type, data)) <= {args[0]}:  # plain values, as samples are: most of a file
+            return tuple(data)
         return tuple(_decode(args[0], v, f"{where}[{i}]") for i, v in enumerate(data))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(data, dict):
@@ -264,11 +268,16 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     return data
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _decode_dataclass(kind: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         message = f"{where}: got {type(data).__name__}, expected an object"
         raise ValueError(message)
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; this kit may be older")

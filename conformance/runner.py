@@ -6,8 +6,9 @@ import datetime
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from flashmla_hub import NoBackendError
+from flashmla_hub import DeviceInfo, NoBackendError, config
 from flashmla_hub.conformance import (
     CONTRACT_VERSION,
     GENERATOR_VERSION,
@@ -17,6 +18,7 @@ from flashmla_hub.conformance import (
     levels,
 )
 from flashmla_hub.conformance.cases import cases_of
+from flashmla_hub.conformance.challenge import seed_of
 from flashmla_hub.conformance.judge import judge
 from flashmla_hub.conformance.model import (
     Case,
@@ -36,14 +38,16 @@ class Options:
     """How to run.
 
     ``select``: words, all of which a case's id or clauses must contain ('' for all). ``seed``:
-    other inputs than the frozen ones, for hunting; such a run reaches no level. ``isolate``:
-    batches of cases in subprocesses, ``limit`` seconds a case at most.
+    other inputs than the frozen ones, for hunting; such a run reaches no level. ``challenge``: a
+    nonce of whoever asks; all inputs and sample positions are drawn from it, and levels are
+    reached. ``isolate``: batches of cases in subprocesses, ``limit`` seconds a case at most.
     """
 
     level: str = "L1"
     device: str = "cpu"
     select: str = ""
     seed: int = 0
+    challenge: str = ""
     isolate: bool = False
     limit: float = 60.0
     known_failures: Mapping[str, str] = field(default_factory=dict)
@@ -107,7 +111,8 @@ def run(
         contract_version=CONTRACT_VERSION, kit_version=KIT_VERSION,
         generator_version=GENERATOR_VERSION, backend=subject.name,
         backend_version=subject.version, level=options.level, selected=options.select,
-        seed=options.seed, isolated=options.isolate, device=to_json(subject.info),
+        seed=options.seed, challenge=options.challenge, isolated=options.isolate,
+        device=device_facts(subject.info),
         claims=subject.claims(), files=subject.files(), argv=tuple(sys.argv), started=started,
         ended=_now(), known_failures=dict(options.known_failures),
         stale_known_failures=tuple(stale),
@@ -123,10 +128,19 @@ def subject_of(target: str, device: str, call: bool) -> Subject:
 
 
 def selected(cases: Sequence[Case], options: Options) -> tuple[Case, ...]:
-    """The cases that -k and the seed leave."""
+    """The cases that -k leaves, with the inputs that the seed or the challenge draws."""
     words = options.select.split()
     kept = [c for c in cases if all(w in c.id or w in c.clauses or w == c.check for w in words)]
-    return tuple(replace(c, seed=options.seed) if options.seed else c for c in kept)
+    seed = seed_of(options.seed, options.challenge)
+    return tuple(replace(c, seed=seed) if seed else c for c in kept)
+
+
+def device_facts(info: DeviceInfo) -> dict[str, Any]:
+    """The device as the evidence names it. Under ``simulate_device`` or a device override the
+    vendor and arch are what somebody said, not what was found: ``simulated``, whatever they are.
+    """
+    told = config.scope().simulated is not None or config.current().device is not None
+    return {**to_json(info), "simulated": info.simulated or told}
 
 
 def _now() -> str:

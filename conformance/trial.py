@@ -259,7 +259,7 @@ class Trial:
             named.append(("max_logits", got.max_logits))
         result = []
         for name, tensor in named:
-            index = samples.positions(self.case.id, name, tensor.numel())
+            index = samples.positions(self.case.id, name, tensor.numel(), self.case.seed)
             flat = tensor.detach().cpu().contiguous().flatten()
             picked = flat[torch.tensor(index, dtype=torch.long)].double().tolist()
             shape = tuple(int(n) for n in tensor.shape)

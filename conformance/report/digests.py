@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.metadata
+import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +17,8 @@ from flashmla_hub.conformance.report.schema import BuildFile
 
 _KIT = Path(__file__).resolve().parent.parent
 _SUFFIXES = (".py", ".txt", ".j2", ".css", ".js")
+_CHECKOUT = ("backends", "conformance", "csrc")  # packages beside flashmla_hub/ in a checkout
+_LONGEST_NAME = 300
 
 
 def sha256_file(path: Path) -> str:
@@ -56,14 +61,45 @@ def portable_name(path: Path) -> str:
 
 
 def locate(name: str) -> Path | None:
-    """The file on this machine that ``portable_name`` called ``name``, None if there is none."""
+    """The file on this machine that ``portable_name`` called ``name``, None if there is none.
+
+    The name comes from whoever wrote the evidence: nothing outside the installed packages is
+    looked at, whatever it says and wherever links lead.
+    """
     package, _, rest = name.partition("/")
-    roots = list(flashmla_hub.__path__) if package == "flashmla_hub" else sys.path
-    for root in roots:
-        path = Path(root or ".") / (rest if package == "flashmla_hub" else name)
-        if "/" in name and path.is_file():
-            return path
+    parts = rest.split("/")
+    odd = len(name) > _LONGEST_NAME or not name.isascii() or not name.isprintable()
+    if odd or not package.isidentifier() or any(p.startswith(".") or not p for p in parts):
+        return None
+    for root in _package_folders(package, parts[0]):
+        try:
+            path = root.joinpath(*parts).resolve()
+            if path.is_relative_to(root.resolve()) and path.is_file():
+                return path
+        except OSError:
+            continue
     return None
+
+
+@functools.cache
+def _package_folders(package: str, inside: str) -> list[Path]:
+    """Where an installed package's files lie; nothing is imported for it."""
+    if package == "flashmla_hub":
+        own, *checkout = map(Path, flashmla_hub.__path__)
+        return [own, *(checkout if inside in _CHECKOUT else ())]
+    if package not in _installed():
+        return []
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError, AttributeError):
+        return []
+    return [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+
+
+@functools.cache
+def _installed() -> frozenset[str]:
+    """The top-level packages that distributions on this machine bring."""
+    return frozenset(importlib.metadata.packages_distributions())
 
 
 def evidence_digest(statement: dict[str, Any]) -> str:

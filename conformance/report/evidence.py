@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 from collections import Counter
@@ -15,7 +16,6 @@ from flashmla_hub.conformance.model import (
     CaseResult,
     Outcome,
     RunResult,
-    canonical_json,
     to_json,
 )
 from flashmla_hub.conformance.report import schema
@@ -27,6 +27,7 @@ from flashmla_hub.conformance.report.digests import (
     sha256_file,
 )
 
+_DEVICE = tuple(schema.Device.__dataclass_fields__)  # others that a DeviceInfo may get stay out
 MUSTPASS = Path(__file__).resolve().parent.parent / "mustpass"
 PACKAGES = ("flashmla-hub", "torch", "triton", "numpy", "pluggy", "cuda-bindings")
 
@@ -54,12 +55,13 @@ def build_statement(run: RunResult) -> dict[str, Any]:
             name=meta.backend, version=meta.backend_version, build_sha256=build, files=files
         ),
         claims=meta.claims,
-        device=meta.device,
+        device=schema.Device(**{name: meta.device[name] for name in _DEVICE}),
         software=software(),
         run=schema.RunFacts(
             level=meta.level,
             selected=meta.selected,
             seed=meta.seed,
+            challenge=meta.challenge,
             isolated=meta.isolated,
             argv=tuple(Path(word).name for word in meta.argv[:1]) + meta.argv[1:],
             started=meta.started,
@@ -161,4 +163,18 @@ def software() -> schema.Software:
 
 
 def write_evidence(statement: dict[str, Any], path: Path) -> None:
-    path.write_text(canonical_json(statement) + "\n")
+    path.write_text(readable_json(statement) + "\n", encoding="ascii")
+
+
+def readable_json(data: Any, indent: int = 0) -> str:
+    """``data`` with one item a line and sorted keys, so that a difference can be read: a list of
+    numbers is one item. Layout means nothing: digest and signature are over the canonical
+    form."""
+    pad = "\n" + " " * (indent + 1)
+    if isinstance(data, dict) and data:
+        items = [f"{json.dumps(k)}: {readable_json(data[k], indent + 1)}" for k in sorted(data)]
+        return "{" + pad + f",{pad}".join(items) + "\n" + " " * indent + "}"
+    if isinstance(data, list) and data and not any(isinstance(v, int | float) for v in data):
+        items = [readable_json(item, indent + 1) for item in data]
+        return "[" + pad + f",{pad}".join(items) + "\n" + " " * indent + "]"
+    return json.dumps(data, sort_keys=True, allow_nan=False)

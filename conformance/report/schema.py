@@ -17,7 +17,8 @@ from typing import Any
 
 from flashmla_hub.conformance.model import CaseResult, LevelResult
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+READABLE = ("1", "2")  # what 2 added has defaults: a file of 1 is read as it is
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://in-toto.io/attestation/test-result/v0.1"
 
@@ -100,6 +101,25 @@ class BackendEvidence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Device:
+    """What the run was told of its device. ``simulated``: under simulate_device or a device
+    override, vendor and arch being what somebody said. Sizes in bytes, 0 where unknown."""
+
+    vendor: str
+    arch: str
+    type: str
+    index: int
+    name: str
+    runtime: str
+    multiprocessors: int
+    shared_memory: int
+    memory: int
+    simulated: bool
+    confidence: str
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Software:
     python: str
     os: str
@@ -110,7 +130,8 @@ class Software:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """``level`` is that asked for; ``selected`` a -k expression ('' for a whole run)."""
+    """``level`` is that asked for; ``selected`` a -k expression ('' for a whole run);
+    ``challenge`` the nonce that all inputs were drawn from ('': ``seed``)."""
 
     level: str
     selected: str
@@ -119,6 +140,7 @@ class RunFacts:
     argv: tuple[str, ...]
     started: str
     ended: str
+    challenge: str = ""  # since schema 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +181,7 @@ class Evidence:
     mustpass: tuple[MustPass, ...]
     backend: BackendEvidence
     claims: tuple[Mapping[str, Any], ...]
-    device: Mapping[str, Any]
+    device: Device
     software: Software
     run: RunFacts
     verdict: Verdict

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from flashmla_hub.conformance import CONTRACT_VERSION, GENERATOR_VERSION, KIT_VERSION
 from flashmla_hub.conformance.model import from_json
+from flashmla_hub.conformance.quoting import quoted
 from flashmla_hub.conformance.report import schema
 from flashmla_hub.conformance.report.digests import (
     build_digest,
@@ -15,19 +15,22 @@ from flashmla_hub.conformance.report.digests import (
     locate,
     sha256_file,
 )
+from flashmla_hub.conformance.verify import reading
 from flashmla_hub.conformance.verify.finding import Verification
 
 
 def parse(text: str, result: Verification) -> tuple[Any, schema.Statement | None]:
     """The file as plain values and as a Statement; None and findings where it does not fit."""
     try:
-        data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        version = data["predicate"]["flashmla_hub"]["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        result.add("schema", "file", f"no evidence file: {type(error).__name__}: {error}")
+        data = reading.parse(text)
+    except reading.Unreadable as error:
+        result.add("schema", "file", str(error))
         return None, None
-    if version != schema.SCHEMA_VERSION:
-        result.add("schema", "schema_version", f"{version!r}, expected {schema.SCHEMA_VERSION!r}")
+    version = _at(data, "predicate", "flashmla_hub", "schema_version")
+    if version not in schema.READABLE:
+        expected = " or ".join(map(repr, schema.READABLE))
+        what = f"schema version {quoted(version)}, expected {expected}"
+        result.add("schema", "file", what if version is not None else "no evidence of this kit")
         return None, None
     try:
         statement = from_json(schema.Statement, data)
@@ -37,8 +40,16 @@ def parse(text: str, result: Verification) -> tuple[Any, schema.Statement | None
     expected = {"_type": schema.STATEMENT_TYPE, "predicateType": schema.PREDICATE_TYPE}
     for name, value in expected.items():
         if data[name] != value:
-            result.add("schema", name, f"{data[name]!r}, expected {value!r}")
+            result.add("schema", name, f"{quoted(data[name])}, expected {value!r}")
     return data, statement
+
+
+def _at(data: Any, *names: str) -> Any:
+    for name in names:
+        if not isinstance(data, dict):
+            return None
+        data = data.get(name)
+    return data if isinstance(data, str) else None
 
 
 def check(data: Any, statement: schema.Statement, result: Verification) -> None:
@@ -47,13 +58,14 @@ def check(data: Any, statement: schema.Statement, result: Verification) -> None:
     digest = evidence_digest(data)
     if evidence.digest != digest:
         result.add("digest", "digest", f"{evidence.digest or 'none'}, expected {digest}")
-    if evidence.contract_version != CONTRACT_VERSION:
+    result.older = 1 <= evidence.contract_version < CONTRACT_VERSION
+    if not 1 <= evidence.contract_version <= CONTRACT_VERSION:
         result.add(
             "contract_version",
             "contract_version",
-            f"{evidence.contract_version}, this kit judges {CONTRACT_VERSION}",
+            f"{evidence.contract_version}, this kit judges {CONTRACT_VERSION} and reads older ones",
         )
-    if evidence.kit.generator_version != GENERATOR_VERSION:
+    if not result.older and evidence.kit.generator_version != GENERATOR_VERSION:
         result.add(
             "generator_version",
             "kit.generator_version",
@@ -64,8 +76,6 @@ def check(data: Any, statement: schema.Statement, result: Verification) -> None:
     if evidence.fields != marks:
         result.add("marks", "fields", "not the lists of schema " + schema.SCHEMA_VERSION)
     _subject(statement, result)
-    if evidence.device.get("simulated"):
-        result.add("simulated", "device.simulated", str(evidence.device.get("vendor", "")))
     _stale(evidence, result)
 
 
@@ -85,32 +95,15 @@ def _stale(evidence: schema.Evidence, result: Verification) -> None:
     """Another build than this machine's is said, and is no fault of the evidence."""
     own = kit_digest()
     if evidence.kit.source_sha256 != own or evidence.kit.version != KIT_VERSION:
-        result.stale.append(
-            f"kit {evidence.kit.version} ({evidence.kit.source_sha256[:16]}), "
-            f"here {KIT_VERSION} ({own[:16]})"
-        )
+        made = f"{quoted(evidence.kit.version)} ({evidence.kit.source_sha256[:16]})"
+        result.stale.append(f"kit {made}, here {KIT_VERSION} ({own[:16]})")
     absent = 0
     for file in evidence.backend.files:
         path = locate(file.path)
         if path is None:
             absent += 1
-        elif (here := sha256_file(path)) != file.sha256:
-            result.stale.append(f"{file.path} ({file.sha256[:16]}), here {here[:16]}")
-    if not evidence.backend.files:
-        result.notes.append("the evidence names no file of the backend: its build is unknown")
-    elif absent:
+        elif path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
+            result.stale.append(f"{file.path} is another one here")
+    if absent:
         result.notes.append(f"{absent} of {len(evidence.backend.files)} files of the backend's "
                             "build are not on this machine")  # fmt: skip
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} occurs twice")
-    return result
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON; non-finite numbers are the strings inf, -inf and nan")

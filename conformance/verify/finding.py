@@ -19,6 +19,9 @@ KINDS: dict[str, str] = {
     "case_digest": "the question is not the kit's",
     "clauses": "the clauses of a case are not the kit's",
     "outcome": "the outcome contradicts the rest of the case",
+    "claims": "the declared capabilities and the outcomes contradict each other",
+    "device": "what is said of the device contradicts itself",
+    "run": "dates, durations, seed or options contradict themselves",
     "input_digest": "the inputs are not those the kit draws",
     "missing_samples": "a passed case records no outputs, or not all",
     "sample_positions": "outputs recorded at other places than the kit's",
@@ -31,7 +34,9 @@ KINDS: dict[str, str] = {
     "test_lists": "in-toto's result and lists do not follow from the cases",
     "subject": "the subject is not the backend, or its digest not that of its files",
     "other_inputs": "a run with other than the frozen inputs, or of selected cases, has no level",
-    "simulated": "the device was simulated: no statement about hardware",
+    "simulated": "the device was simulated or overridden: no statement about hardware",
+    "challenge": "the inputs are not those of the challenge",
+    "signature": "the signature is missing, not over this content, or of nobody listed",
 }
 
 
@@ -49,11 +54,22 @@ class Finding:
 
 @dataclass
 class Verification:
-    """``stale`` and ``notes`` do not make evidence fail; ``findings`` do."""
+    """``stale`` and ``notes`` do not make evidence fail; ``findings`` do.
+
+    ``asserted`` are lines on what nobody recomputed: the submitter's word. ``older``: for an
+    earlier version of the contract, read and not recomputed. ``signer`` is the principal whose
+    signature holds, '' where none was asked for.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    asserted: list[str] = field(default_factory=list)
+    older: bool = False
+    contract_version: int = 0
+    inputs: str = "the frozen inputs"
+    signer: str = ""
+    passed: int = 0
     backend: str = ""
     badge: str = ""
     device: str = ""
@@ -65,7 +81,14 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        return not self.findings
+        return not self.findings and not self.older
+
+    @property
+    def state(self) -> str:
+        """``refused``, ``older``, ``stale`` or ``verified``."""
+        if self.findings:
+            return "refused"
+        return "older" if self.older else "stale" if self.stale else "verified"
 
     def add(self, kind: str, where: str, detail: str) -> None:
         if kind not in KINDS:
@@ -75,6 +98,11 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         return {
             "ok": self.ok,
+            "state": self.state,
+            "contract_version": self.contract_version,
+            "inputs": self.inputs,
+            "signer": self.signer,
+            "asserted": self.asserted,
             "backend": self.backend,
             "badge": self.badge,
             "device": self.device,

@@ -46,7 +46,7 @@ def check_form(case: Case, got: CaseEvidence, result: Verification) -> bool:
             result.add("missing_samples", where, f"shape {sample.shape}, not {shapes[tensor]}")
             comparable = False
             continue
-        index = positions(case.id, tensor, math.prod(sample.shape))
+        index = positions(case.id, tensor, math.prod(sample.shape), case.seed)
         if sample.index != index or len(sample.value) != len(index):
             result.add("sample_positions", where, "not the positions drawn for this case")
             comparable = False

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from flashmla_hub.conformance import levels
 from flashmla_hub.conformance.model import Case, RunMeta
+from flashmla_hub.conformance.quoting import quoted
 from flashmla_hub.conformance.report import schema
 from flashmla_hub.conformance.report.evidence import mustpass_lists, test_lists, totals
 from flashmla_hub.conformance.verify.finding import Verification
@@ -13,6 +14,12 @@ from flashmla_hub.conformance.verify.finding import Verification
 
 def check(statement: schema.Statement, known: Mapping[str, Case], result: Verification) -> None:
     """``known``: the kit's case of every result that answers one."""
+    check_counts(statement, result)
+    _levels(statement.predicate.flashmla_hub, known, result)
+
+
+def check_counts(statement: schema.Statement, result: Verification) -> None:
+    """What follows from the outcomes without the questions: totals, lists, if a level may be."""
     evidence = statement.predicate.flashmla_hub
     counted = totals(evidence.results)
     if dict(evidence.totals) != counted:
@@ -20,13 +27,12 @@ def check(statement: schema.Statement, known: Mapping[str, Case], result: Verifi
     _test_lists(statement, result)
     lists = mustpass_lists(evidence.contract_version)
     if evidence.mustpass != lists:
-        expected = {item.file: item.sha256[:16] for item in lists}
-        got = {item.file: item.sha256[:16] for item in evidence.mustpass}
-        result.add("mustpass", "mustpass", f"{got}, expected {expected}")
-    for item in evidence.mustpass:
-        resource = schema.Resource(name=f"mustpass/{item.file}", digest={"sha256": item.sha256})
-        if resource not in statement.predicate.configuration:
-            result.add("mustpass", "configuration", f"does not name {item.file} {item.sha256}")
+        _lists_differ(evidence.mustpass, lists, result)
+    kit = schema.Resource(name="conformance kit", digest={"sha256": evidence.kit.source_sha256})
+    named = [schema.Resource(name=f"mustpass/{item.file}", digest={"sha256": item.sha256})
+             for item in evidence.mustpass]  # fmt: skip
+    if statement.predicate.configuration != (*named, kit):
+        result.add("mustpass", "configuration", "does not name the lists and the kit of the body")
     if (evidence.run.selected or evidence.run.seed) and evidence.verdict.level:
         result.add(
             "other_inputs",
@@ -34,7 +40,19 @@ def check(statement: schema.Statement, known: Mapping[str, Case], result: Verifi
             f"{evidence.verdict.level} with -k {evidence.run.selected!r} and seed "
             f"{evidence.run.seed}",
         )
-    _levels(evidence, known, result)
+
+
+def _lists_differ(
+    given: tuple[schema.MustPass, ...], own: tuple[schema.MustPass, ...], result: Verification
+) -> None:
+    """One finding for each field of each list that differs."""
+    if len(given) != len(own):
+        result.add("mustpass", "mustpass", f"{len(given)} lists, expected {len(own)}")
+    for got, want in zip(given, own, strict=False):
+        for name, value in vars(want).items():
+            if getattr(got, name) != value:
+                said = quoted(getattr(got, name))
+                result.add("mustpass", f"{want.file} {name}", f"{said}, expected {quoted(value)}")
 
 
 def _test_lists(statement: schema.Statement, result: Verification) -> None:
@@ -59,7 +77,8 @@ def _levels(
         level=evidence.run.level,
         selected=evidence.run.selected,
         seed=evidence.run.seed,
-        device=evidence.device,
+        challenge=evidence.run.challenge,
+        device=vars(evidence.device),
         claims=evidence.claims,
     )
     run = levels.finish(meta, [known[got.id] for got in answered], answered)

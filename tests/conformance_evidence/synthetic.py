@@ -16,6 +16,11 @@ from flashmla_hub.conformance.model import (
 )
 from flashmla_hub.request import KernelKey
 
+DEVICE = {
+    "vendor": "cpu", "arch": "x86_64", "type": "cpu", "index": 0, "name": "x86_64 CPU",
+    "runtime": "torch", "multiprocessors": 0, "shared_memory": 0, "memory": 0,
+    "simulated": False, "confidence": "high", "rule": "torch device type 'cpu'",
+}  # fmt: skip
 CLAUSES = ("C1.1", "C1.3", "C1.5", "C1.7", "C1.8", "C1.10", "C1.12", "C1.13", "C2.3", "C5.2")
 
 
@@ -49,7 +54,7 @@ def synthetic_run(cases: int = 120, seed: int = 0, broken: bool = True) -> RunRe
     meta = RunMeta(
         contract_version=1, kit_version="1.0", generator_version=1, backend="some_port",
         backend_version="0.3.1", level="L3",
-        device={"vendor": "cpu", "arch": "x86_64", "type": "cpu", "name": "", "simulated": False},
+        device=DEVICE,
         claims=({"op": "dense_decode", "dtypes": ["bfloat16"], "h_q": ">= 1"},),
         files=(__file__,), argv=("flashmla-hub", "conformance", "--backend", "some_port"),
         started="2026-11-24T12:00:00+00:00", ended="2026-11-24T12:02:00+00:00",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import flashmla_hub
-from flashmla_hub.cli import verify as command
+from flashmla_hub import cli
 from flashmla_hub.conformance.model import canonical_json
 from flashmla_hub.conformance.report.digests import evidence_digest
 from flashmla_hub.conformance.verify import summary, verify
@@ -32,8 +32,9 @@ def test_honest_evidence_verifies(honest: Evidence) -> None:
     assert result.badge == "L0 v1 cpu"
     assert (result.cases, result.recomputed, result.values) == (2, 1, 80)
     text = summary(result)
-    assert text.startswith("VERIFIED: honest 1: L0 v1 cpu")
+    assert text.startswith("VERIFIED: 'honest' '1': L0 v1 cpu")
     assert "does not show" in text
+    assert "asserted: that it was backend 'honest'" in text
 
 
 def test_evidence_of_a_failure_verifies_too(failing: Evidence) -> None:
@@ -115,20 +116,17 @@ def test_representable(value: float, dtype: str, fits: bool) -> None:
 
 
 def test_command(honest: Evidence, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
     good.write_text(canonical_json(honest))
     honest["predicate"]["flashmla_hub"]["device"]["name"] = "another"
     bad.write_text(canonical_json(honest))
-    assert command.run(parser.parse_args([str(good), "--json"])) == 0
+    assert cli.main(["verify", str(good), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
-    assert command.run(parser.parse_args([str(bad)])) == 1
+    assert cli.main(["verify", str(bad)]) == 1
     assert "NOT VERIFIED" in capsys.readouterr().out
-    assert command.run(parser.parse_args([str(tmp_path / "none.json")])) == 2
-    assert command.run(parser.parse_args([str(good), "--share", "0"])) == 2
+    assert cli.main(["verify", str(tmp_path / "none.json")]) == 2
+    assert cli.main(["verify", str(good), "--share", "0"]) == 2
+    assert cli.main(["verify", str(good), "--challenge", "\x1b[31m"]) == 2
 
 
 # The package itself imports torch; the modules that verify uses must not. The stub stands for the
