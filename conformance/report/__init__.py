@@ -8,6 +8,7 @@ from pathlib import Path
 from flashmla_hub.conformance.model import RunResult
 from flashmla_hub.conformance.report.badge import badge_svg
 from flashmla_hub.conformance.report.evidence import build_statement, write_evidence
+from flashmla_hub.conformance.report.grouping import short_badge
 from flashmla_hub.conformance.report.junit import junit_xml
 
 
@@ -21,7 +22,7 @@ def write_report(run: RunResult, directory: str | Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     statement = build_statement(run)
     write_evidence(statement, folder / "evidence.json")
-    badge = badge_svg("MLA contract", run.level, run.badge or "no level")
+    badge = badge_svg("MLA contract", run.level, short_badge(run.badge) or "no level")
     texts = {"badge.svg": badge, "junit.xml": junit_xml(run)}
     if importlib.util.find_spec("jinja2") is not None:
         from flashmla_hub.conformance.report.html import render  # imports jinja2, an extra

@@ -3,64 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flashmla_hub.conformance.model import (
     Case,
-    CaseResult,
     LevelResult,
-    Outcome,
     RunResult,
 )
+from flashmla_hub.conformance.quoting import plain
+from flashmla_hub.conformance.report import grouping
 from flashmla_hub.conformance.report.badge import COLOURS, FAILED
 from flashmla_hub.conformance.report.clauses import order, words
 from flashmla_hub.conformance.report.plot import error_plot
 
-WORDS = {
-    Outcome.PASSED: "passed",
-    Outcome.REFUSED_OK: "refused, rightly",
-    Outcome.FAILED: "failed",
-    Outcome.ERROR: "raised an error",
-    Outcome.TIMEOUT: "timed out",
-    Outcome.CRASHED: "ended the process",
-    Outcome.NOT_CLAIMED: "not claimed",
-    Outcome.NOT_REACHED: "not reached",
-    Outcome.KNOWN_FAILURE: "known failure",
-}
-
-
+_LONGEST = 20_000  # characters of one text on the page
 NO_DEVICE = {"vendor": "unknown device", "arch": "", "name": "", "simulated": False}
-
-
-@dataclass
-class Finding:
-    """Failures that share a diagnosis and a clause; ``first`` is shown in full."""
-
-    title: str
-    clause: str
-    diagnosed: bool
-    first: CaseResult
-    others: list[CaseResult] = field(default_factory=list)
-
-
-def findings(run: RunResult) -> list[Finding]:
-    """The bad results, grouped by (diagnosis, clause, outcome), in the order of the cases."""
-    groups: dict[tuple[str, str, Outcome], Finding] = {}
-    for result in run.results:
-        if not result.outcome.bad:
-            continue
-        clause = result.clause or (result.clauses[0] if result.clauses else "")
-        key = (result.diagnosis, clause, result.outcome)
-        if key in groups:
-            groups[key].others.append(result)
-        else:
-            title = result.diagnosis or WORDS[result.outcome]
-            groups[key] = Finding(title, clause, bool(result.diagnosis), result)
-    return sorted(groups.values(), key=lambda f: -len(f.others))
 
 
 def render(run: RunResult, statement: Mapping[str, Any]) -> str:
@@ -73,9 +32,10 @@ def render(run: RunResult, statement: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_visible,
     )
     environment.filters.update(num=number, words=words, ratio=ratio)
-    counts = Counter(result.outcome for result in run.results)
+    found = grouping.findings(run)
     clauses = sorted({c for r in run.results for c in r.clauses}, key=order)
     text: str = environment.get_template("report.html.j2").render(
         run=run,
@@ -83,20 +43,26 @@ def render(run: RunResult, statement: Mapping[str, Any]) -> str:
         device={**NO_DEVICE, **run.meta.device},
         evidence=statement["predicate"]["flashmla_hub"],
         pairs=list(zip(run.cases, run.results, strict=True)),
-        short=" ".join(word for word in run.badge.split()[1:] if not word.startswith("+")),
-        findings=findings(run),
+        short=" ".join(grouping.short_badge(run.badge).split()[1:]),
+        findings=found,
+        advice=grouping.advice(found),
         bad=sum(result.outcome.bad for result in run.results),
-        counts=[(o, WORDS[o], counts[o]) for o in Outcome if counts[o]],
+        counts=grouping.counts(run),
         clauses=[(c, sum(c in r.clauses for r in run.results)) for c in clauses],
         ladder=[(level, segments(level)) for level in run.levels],
         plot=error_plot(run.cases, run.results),
-        outcome_words=WORDS,
+        word=lambda case, result: grouping.word(case, result, run.meta.device),
         colour=COLOURS.get(run.level, COLOURS[""]) if run.level else FAILED,
         question=question,
         style=(Path(__file__).parent / "report.css").read_text(),
         script=(Path(__file__).parent / "report.js").read_text(),
     )
     return text
+
+
+def _visible(value: Any) -> Any:
+    """What a port may choose, without control characters, marks of direction and look-alikes."""
+    return plain(value, _LONGEST) if type(value) is str else value
 
 
 def segments(level: LevelResult) -> list[tuple[str, str, int, float]]:
@@ -109,7 +75,7 @@ def segments(level: LevelResult) -> list[tuple[str, str, int, float]]:
         ("bad", "failed", level.failed),
         ("known", "known failures", level.known_failures),
         ("gap", "not claimed", level.not_claimed),
-        ("gap", "not reached", level.not_reached),
+        ("gap", "could not run", level.not_reached),
     )
     whole = max(1, sum(count for _, _, count in parts))
     return [(css, word, n, round(100 * n / whole, 2)) for css, word, n in parts if n]
@@ -140,7 +106,7 @@ def number(value: float | None) -> str:
 
 
 def ratio(value: float) -> str:
-    """error / tolerance for people: a percentage below 1, a multiple above."""
+    """A share of the tolerance for people: a percentage up to 1, a multiple above."""
     if math.isnan(value) or math.isinf(value):
         return str(value)
     return f"{value:.3g}x" if value > 1 else f"{100 * value:.2g} %"

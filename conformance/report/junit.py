@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from xml.etree import ElementTree as ET
 
 from flashmla_hub.conformance.model import LEVELS, CaseResult, Outcome, RunResult
-
-_CONTROL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd]")  # what XML 1.0 cannot hold
 
 
 def junit_xml(run: RunResult) -> str:
     """The run as JUnit XML: failed, error (raised, timed out, crashed) and skipped apart."""
     levels = {case.id: case.level for case in run.cases}
-    root = ET.Element("testsuites", name=f"flashmla_hub conformance: {run.meta.backend}")
+    root = ET.Element("testsuites", name=_text(f"flashmla_hub conformance: {run.meta.backend}"))
     for level in LEVELS:
         results = [r for r in run.results if levels[r.id] == level]
         if not results:
@@ -52,5 +49,10 @@ def _case(suite: ET.Element, result: CaseResult) -> None:
     message = " | ".join(
         part for part in (result.outcome.value, result.clause, result.diagnosis) if part
     )
-    child = ET.SubElement(element, kind, message=_CONTROL.sub("?", message))
-    child.text = _CONTROL.sub("?", result.reason)
+    child = ET.SubElement(element, kind, message=_text(message))
+    child.text = _text(result.reason)
+
+
+def _text(text: str) -> str:
+    """What XML 1.0 cannot hold, and what a terminal or a reader could be misled by, as escapes."""
+    return "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from flashmla_hub.cli import checked
+from flashmla_hub.cli.ending import Interrupted
 from flashmla_hub.errors import InvalidRequestError
 
 HELP = "judge a backend against the contract"
@@ -24,13 +22,15 @@ examples:
   flashmla-hub conformance --backend torch --level L4 --report out/
   flashmla-hub conformance --backend my_port --device cuda --isolate
   flashmla-hub conformance --backend my_port -k C1.7           cases of one clause
+  flashmla-hub conformance --backend my_port --challenge 'a nonce'   inputs of who asks
   flashmla-hub conformance --call my_module:flash_mla_with_kvcache
 
-A case that fails names the clause it breaks, the first wrong element, and, where a known mistake
+Failures are shown by cause: the clause, the first wrong element, and, where a known mistake
 reproduces the output, that mistake. docs/conformance.md says what a level means.
 
 exit codes: 0 the level was reached (with -k: nothing failed), 1 not, 2 wrong use
 """
+LIMIT = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,44 +57,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run cases in subprocesses, so that one that hangs or crashes costs itself alone",
     )  # fmt: skip
     parser.add_argument(
-        "--limit", type=float, default=60.0, metavar="S",
-        help="with --isolate, seconds a case may take (%(default)s)",
+        "--limit", type=float, metavar="S",
+        help=f"with --isolate, seconds a case may take ({LIMIT:g})",
     )  # fmt: skip
-    parser.add_argument(
+    inputs = parser.add_mutually_exclusive_group()
+    inputs.add_argument(
         "--seed", type=int, default=0, help="other inputs than the frozen ones; reaches no level"
     )
+    inputs.add_argument(
+        "--challenge", default="", metavar="NONCE",
+        help="inputs drawn from these words of whoever asks; reaches levels",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list the cases and run nothing")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     # the kit stands outside the core: it is imported when it is asked for
-    from flashmla_hub.conformance import known, runner
+    from flashmla_hub.conformance import runner
     from flashmla_hub.conformance.cases import cases_of
-    from flashmla_hub.conformance.model import to_json
 
-    out = Console()
-    try:
-        torch.device(args.device)
-        failures = known.load(args.known_failures) if args.known_failures else {}
-    except RuntimeError as error:
-        raise InvalidRequestError("--device", args.device, "a torch device") from error
-    except (ValueError, OSError) as error:
-        raise InvalidRequestError("--known-failures", error, "lines of 'id | reason'") from error
-    options = runner.Options(
-        level=args.level, device=args.device, select=args.select, seed=args.seed,
-        isolate=args.isolate, limit=args.limit, known_failures=failures,
-    )  # fmt: skip
+    options = _options(args)
     cases = runner.selected(cases_of(args.level), options)
     if not cases:
         raise InvalidRequestError("-k", repr(args.select), "words that some case has; see --list")
     if args.list:
-        for case in cases:
-            out.print(f"{case.level}  {case.id}  {' '.join(case.clauses)}", highlight=False,
-                      markup=False, soft_wrap=True)  # fmt: skip
-        return 0
-    result = _observed(runner, args, options)
+        return _list(cases, args.json)
+    checked.device(args.device)
+    checked.backend(args.backend)
+    if args.report:  # before the run: nobody wants to find out after it
+        checked.folder(args.report, "--report")
+    out, stopped = Console(), None
+    try:
+        result = _observed(runner, args, options)
+    except runner.Interrupted as stop:
+        result, stopped = stop.result, stop
     if args.json:
+        from flashmla_hub.conformance.model import to_json
+
         print(json.dumps(to_json(result)))
     else:
         _print(out, result)
@@ -103,8 +103,42 @@ def run(args: argparse.Namespace) -> int:
 
         paths = write_report(result, args.report)
         if not args.json:
-            out.print(f"wrote {', '.join(p.name for p in paths)} to {args.report}", markup=False)
+            _line(out, f"wrote {', '.join(p.name for p in paths)} to {args.report}")
+    if stopped is not None:
+        raise Interrupted(f"{stopped}{f', written to {args.report}' if args.report else ''}")
     return _code(result, args)
+
+
+def _options(args: argparse.Namespace) -> Any:
+    """The run's options, or InvalidRequestError naming the one that is wrong."""
+    from flashmla_hub.conformance import challenge, known, runner
+
+    if args.limit is not None and not args.isolate:
+        raise InvalidRequestError("--limit", f"{args.limit:g} alone", "it beside --isolate")
+    if args.limit is not None and not args.limit > 0:
+        raise InvalidRequestError("--limit", f"{args.limit:g}", "seconds > 0")
+    if args.seed < 0:
+        raise InvalidRequestError("--seed", args.seed, "a number >= 0")
+    if why := challenge.fault(args.challenge):
+        raise InvalidRequestError("--challenge", ascii(args.challenge)[:80], why)
+    try:
+        failures = known.load(args.known_failures) if args.known_failures else {}
+    except (ValueError, OSError) as error:
+        raise InvalidRequestError("--known-failures", error, "lines of 'id | reason'") from error
+    return runner.Options(
+        level=args.level, device=args.device, select=args.select, seed=args.seed,
+        challenge=args.challenge, isolate=args.isolate, limit=args.limit or LIMIT,
+        known_failures=failures,
+    )  # fmt: skip
+
+
+def _list(cases: Any, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps([{"id": c.id, "level": c.level, "clauses": c.clauses} for c in cases]))
+    else:
+        for case in cases:
+            print(f"{case.level}  {case.id}  {' '.join(case.clauses)}")
+    return 0
 
 
 def _observed(runner: Any, args: argparse.Namespace, options: Any) -> Any:
@@ -112,51 +146,80 @@ def _observed(runner: Any, args: argparse.Namespace, options: Any) -> Any:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
+    bad = 0
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("judging", total=None)
 
         def observe(done: int, total: int, result: Any) -> None:
-            progress.update(task, completed=done, total=total, description=escape(result.id))
-            if result.outcome.bad:
-                words = f"{result.outcome.value}  {result.id}  {result.diagnosis}"
-                progress.console.print(words, markup=False, highlight=False)
+            nonlocal bad
+            bad += result.outcome.bad
+            words = f"{bad} failed, {result.id}" if bad else result.id
+            progress.update(task, completed=done, total=total, description=escape(words))
 
         return runner.run(args.call or args.backend, options, call=bool(args.call),
                           observe=observe)  # fmt: skip
 
 
+def _line(out: Console, text: str, style: str = "") -> None:
+    out.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def _print(out: Console, result: Any) -> None:
-    table = Table(
-        title=f"{result.meta.backend} on {result.meta.device['name']}",
-        box=box.SIMPLE,
-        padding=(0, 0, 0, 1),
-    )
-    table.add_column("level")
-    for name in ("needs", "native", "rewritten", "failed", "not claimed", "not run", "known"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    """Levels, failures by cause, counts, badge; plain lines, so that no terminal cuts one."""
+    from flashmla_hub.conformance.quoting import plain
+    from flashmla_hub.conformance.report import grouping
+
+    meta = result.meta
+    version = f", version {plain(meta.backend_version)}" if meta.backend_version else ""
+    simulated = " (simulated: no statement about hardware)" if meta.device["simulated"] else ""
+    _line(out, f"{plain(meta.backend)}{version}, on {plain(str(meta.device['name']))}{simulated}")
     for level in result.levels:
-        if level.level <= result.meta.level:
-            word = "reached" if level.reached else "not reached"
-            counts = (level.needed, level.native, level.rewritten, level.failed,
-                      level.not_claimed, level.not_reached, level.known_failures)  # fmt: skip
-            table.add_row(level.level, *map(str, counts), word)
-    out.print(table)
-    for case in result.results:
-        if case.outcome.bad:
-            what = f" - {case.diagnosis}" if case.diagnosis else ""
-            out.print(f"\n{case.id}: {case.outcome.value}, {case.clause}{what}", style="bold",
-                      markup=False, highlight=False)  # fmt: skip
-            out.print(f"  {case.reason}", markup=False, highlight=False)
-    for name in result.meta.stale_known_failures:
-        out.print(f"\n{name}: listed as a known failure, and does not fail; take it off the list",
-                  style="bold", markup=False)  # fmt: skip
-    outcomes = Counter(case.outcome.value for case in result.results)
-    words = ", ".join(f"{n} {word.replace('_', ' ')}" for word, n in outcomes.most_common())
-    out.print(f"\n{words}", highlight=False)
+        if level.level <= meta.level:
+            _line(out, f"  {level.level}  {_state(level, meta)}")
+    _line(out, "Each level counts the cases of the levels below it too.")
+    found = grouping.findings(result)
+    if advice := grouping.advice(found):
+        _line(out, f"\n{plain(advice)}", "bold")
+    for finding in found:
+        first, clauses = finding.first, ", ".join(finding.clauses)
+        cases = "1 case" if finding.count == 1 else f"{finding.count} cases"
+        _line(out, f"\n{plain(finding.title)} ({clauses}), {cases}", "bold")
+        _line(out, f"  {first.id}: {plain(first.reason)}")
+        if finding.others:
+            _line(out, f"  also {grouping.ids(finding.others)}")
+    for name in meta.stale_known_failures:
+        words = "listed as a known failure, and does not fail; take it off the list"
+        _line(out, f"\n{plain(name)}: {words}", "bold")
+    words = ", ".join(f"{n} {word}" for word, _, n in grouping.counts(result))
+    _line(out, f"\n{words}")
+    _line(out, f"badge: {result.badge or 'none'}{_below(result)}")
+
+
+def _state(level: Any, meta: Any) -> str:
+    """``reached, 116 of 116: 81 native, 35 through rewrites``."""
+    good = level.native + level.rewritten
+    state = "reached" if level.reached else "not reached"
+    if meta.selected:
+        state = "not judged (-k)"
+    elif meta.seed:
+        state = "not judged (--seed)"
+    parts = [f"{level.rewritten} of them through rewrites"] if level.rewritten else []
+    for count, word in ((level.failed, "failed"), (level.not_claimed, "not claimed"),
+                        (level.not_reached, "could not run"),
+                        (level.known_failures, "known failures")):  # fmt: skip
+        if count:
+            parts.append(f"{count} {word}")
+    return f"{state}, {good} of {level.needed} cases{': ' if parts else ''}{', '.join(parts)}"
+
+
+def _below(result: Any) -> str:
+    meta = result.meta
+    if meta.selected:
+        return "; a run of selected cases (-k) reaches no level"
+    if meta.seed:
+        return "; a run with --seed reaches no level"
     why = next((level.why_not for level in result.levels if not level.reached), "")
-    below = f"; next level: {why}" if why and result.level != result.meta.level else ""
-    out.print(f"badge: {result.badge or 'none'}{below}", markup=False, highlight=False)
+    return f"; next level: {why}" if why and result.level != meta.level else ""
 
 
 def _code(result: Any, args: argparse.Namespace) -> int:

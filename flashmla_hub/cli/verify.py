@@ -17,7 +17,7 @@ examples:
   flashmla-hub verify evidence.json                           every recorded output
   flashmla-hub verify evidence.json --share 0.1               a random tenth of the cases
   flashmla-hub verify evidence.json --challenge 'my words'    made with the inputs that I asked for
-  flashmla-hub verify evidence.json --signer allowed_signers  signed by one of them (.sig)
+  flashmla-hub verify evidence.json --signer allowed_signers   signed by one of them (.sig)
 
 to sign: flashmla-hub verify evidence.json --canonical |
            ssh-keygen -Y sign -f ~/.ssh/id_ed25519 -n flashmla_hub-evidence > evidence.json.sig

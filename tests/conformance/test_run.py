@@ -200,7 +200,8 @@ def test_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["conformance", "--call", f"{PORTS}:base_2", "-k", "core/h16-peaked"])
     out = capsys.readouterr().out
     assert code == 1
-    assert "core/h16-peaked: failed, C1.8 - LSE in base 2" in out
+    assert "LSE in base 2 (C1.8), 1 case" in out
+    assert "core/h16-peaked: " in out
     assert "lse[0, 0, 0]: expected" in out
 
 
@@ -224,11 +225,42 @@ def test_known_failures_pass_and_stale_ones_fail(
         (["--backend", "torch", "-k", "C99"], "see --list"),
         (["--backend", "torch", "--known-failures", "/nowhere"], "--known-failures"),
         (["--backend", "torch", "--device", "quantum"], "--device"),
+        (["--backend", "torch", "--limit", "3"], "--isolate"),
+        (["--backend", "torch", "--isolate", "--limit", "0"], "--limit"),
+        (["--backend", "torch", "--seed", "-1"], "--seed"),
+        (["--backend", "torch", "--challenge", "\x1b[2J"], "--challenge"),
+        (["--backend", "torch", "--report", __file__], "--report"),
     ],
 )
 def test_wrong_use(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conformance", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_interrupted_run_keeps_what_was_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--call", f"{PORTS}:interrupted", "-k", "core/h", "--report", str(tmp_path)]
+    assert main(["conformance", *words]) == 130
+    done = capsys.readouterr()
+    assert "interrupted: 2 of 8 cases judged, written to" in done.err
+    assert "2 passed, 6 could not run" in done.out
+    assert (tmp_path / "evidence.json").exists()
+
+
+def test_a_challenge_reaches_a_level(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["conformance", "--backend", "torch", "--level", "L0"]
+    assert main([*words, "--challenge", "pears on Tuesday"]) == 0
+    assert "badge: L0 v" in capsys.readouterr().out
+    assert main([*words, "--seed", "7"]) == 0
+    out = capsys.readouterr().out
+    assert "badge: none; a run with --seed reaches no level" in out
+    assert "not judged (--seed)" in out
+
+
+def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conformance", "--backend", "torch", "--level", "L0", "--list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["id"] == "smoke/claims-readable"
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:

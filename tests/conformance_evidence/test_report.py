@@ -6,18 +6,19 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 from synthetic import synthetic_run
 
-from flashmla_hub.conformance.model import canonical_json, from_json
+from flashmla_hub.conformance.model import Outcome, canonical_json, from_json
 from flashmla_hub.conformance.report import schema, write_report
 from flashmla_hub.conformance.report.badge import badge_svg
 from flashmla_hub.conformance.report.digests import evidence_digest, locate, portable_name
 from flashmla_hub.conformance.report.evidence import build_statement
-from flashmla_hub.conformance.report.html import findings
+from flashmla_hub.conformance.report.grouping import advice, findings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -80,8 +81,33 @@ def test_junit_counts_what_happened(tmp_path: Path) -> None:
 def test_badge_is_an_image_that_says_level_and_version(tmp_path: Path) -> None:
     write_report(synthetic_run(), tmp_path)
     text = "".join(ET.parse(tmp_path / "badge.svg").getroot().itertext())
-    assert "L1 v1 cpu +fp16" in text
+    assert "L1 v1 cpu" in text
+    assert "+fp16" not in text, "the groups are on the page"
     ET.fromstring(badge_svg("<&>", "", "no level"))
+
+
+def test_a_badge_holds_no_attribute_of_a_ports_choice() -> None:
+    text = 'cuda" onload="alert(1)" x="\u202e\x1b'
+    root = ET.fromstring(badge_svg("<&>", "L1", text))
+    assert set(root.attrib) == {"width", "height", "role", "aria-label"}
+    assert badge_svg("<&>", "L1", text).isascii()
+
+
+HOSTILE = "\x1b[2J\u202e\u0430<b>\"'&\x00"
+
+
+def test_what_a_port_may_choose_is_escaped_everywhere(tmp_path: Path) -> None:
+    run = synthetic_run()
+    device = {**run.meta.device, "name": HOSTILE, "rule": HOSTILE}
+    meta = replace(run.meta, backend=HOSTILE, backend_version=HOSTILE, device=device)
+    bad = replace(run.results[0], reason=HOSTILE, diagnosis=HOSTILE, outcome=Outcome.FAILED)
+    write_report(replace(run, meta=meta, results=(bad, *run.results[1:])), tmp_path)
+    ET.parse(tmp_path / "junit.xml")
+    ET.parse(tmp_path / "badge.svg")
+    for path in tmp_path.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert not set(text) & set("\x1b\u202e\x00"), path.name
+        assert '<b>"' not in text or path.suffix == ".json", path.name
 
 
 def test_failures_of_one_cause_are_one_finding() -> None:
@@ -90,6 +116,7 @@ def test_failures_of_one_cause_are_one_finding() -> None:
         ("LSE in base 2", 3),
         ("ended the process", 0),
     ]
+    assert advice(found) == "4 of 5 failures are one: LSE in base 2. Start there."
 
 
 def test_page_is_self_contained(tmp_path: Path) -> None:
@@ -101,8 +128,6 @@ def test_page_is_self_contained(tmp_path: Path) -> None:
 
 
 def test_markup_in_a_reason_stays_text(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     run = synthetic_run()
     bad = replace(run.results[0], reason="<script>alert(1)</script>")
     write_report(replace(run, results=(bad, *run.results[1:])), tmp_path)
