@@ -21,6 +21,7 @@ import torch
 import flashmla_hub as hub
 from flashmla_hub import dispatch
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.capabilities import ANY, Capabilities
 from flashmla_hub.testing import registered
 
@@ -33,7 +34,7 @@ class NullKernel(BoundKernel):
     def __init__(self) -> None:
         self.result = torch.empty(1), torch.empty(1)
 
-    def run(self, *args: Any) -> Any:
+    def run(self, call: Any) -> Any:
         return self.result
 
 
@@ -93,12 +94,11 @@ def measure(calls: int) -> dict[str, float]:
         kernel = dispatch.resolve(
             hub.explain_call(q, k_cache, table, lens, 512).choice, hub.devices()[0]
         ).kernel
+        bound = DenseDecode(q, k_cache, table, lens, 0.04)
         times = {
             "dict lookup": median_us(lambda: lookup[(1, 2, 3)], calls),
             "pluggy hook call": median_us(lambda: manager.hook.answer(x=1), calls),
-            "bound call": median_us(
-                lambda: kernel.run(q, k_cache, table, lens, 0.04, None, None, None), calls
-            ),
+            "bound call": median_us(lambda: kernel.run(bound), calls),
             "hub call with SchedMeta": median_us(
                 lambda: hub.flash_mla_with_kvcache(q, k_cache, table, lens, 512, meta), calls
             ),

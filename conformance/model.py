@@ -208,6 +208,8 @@ class RunResult:
 
 def to_json(value: Any) -> Any:
     """``value`` as dicts, lists, strings, numbers, bools and None."""
+    if isinstance(value, KernelKey):
+        return _key_to_json(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
@@ -219,6 +221,36 @@ def to_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value
+
+
+# Fields of KernelKey that version 1 of the contract did not have. The digests of its frozen cases
+# hold: a field is written where it says something, and ``alignment`` stands for q and cache.
+_SINCE_2 = (
+    "extra_kv_strides", "out_strides", "q_alignment", "kv_alignment", "extra_kv_alignment",
+    "out_alignment",
+)  # fmt: skip
+
+
+def _key_to_json(key: KernelKey) -> dict[str, Any]:
+    both = key.q_alignment == key.kv_alignment and key.q_alignment in (1, 16)
+    neutral, left_out = KernelKey(), ("q_alignment", "kv_alignment") if both else ()
+    written = {
+        f.name: getattr(key, f.name)
+        for f in dataclasses.fields(key)
+        if f.name not in left_out
+        and (f.name not in _SINCE_2 or getattr(key, f.name) != getattr(neutral, f.name))
+    }
+    return {**written, "alignment": key.q_alignment if both else 16}
+
+
+def _key_from_json(data: Any) -> Any:
+    """All fields of a key that ``_key_to_json`` wrote."""
+    if not isinstance(data, dict) or "alignment" not in data:
+        return data
+    both, neutral = data["alignment"], KernelKey()
+    new = {name: getattr(neutral, name) for name in _SINCE_2}
+    new |= {"q_alignment": both, "kv_alignment": both}
+    return new | {name: value for name, value in data.items() if name != "alignment"}
 
 
 T = TypeVar("T")
@@ -246,6 +278,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
             return None
         return _decode(next(a for a in args if a is not type(None)), data, where)
     if dataclasses.is_dataclass(kind):
+        data = _key_from_json(data) if kind is KernelKey else data
         return _decode_dataclass(kind, data, where)
     if origin is tuple:
         if not isinstance(data, list):

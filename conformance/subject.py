@@ -16,6 +16,7 @@ from torch import Tensor
 
 import flashmla_hub
 from flashmla_hub import DeviceInfo, InvalidRequestError, NotSupportedError
+from flashmla_hub.call import DenseDecode, SparseDecode, SparsePrefill
 from flashmla_hub.capabilities import Capabilities, unsupported_reasons
 from flashmla_hub.conformance.memory import Call
 from flashmla_hub.conformance.model import Case, to_json
@@ -149,17 +150,19 @@ class BackendSubject:
         plan = kernel.plan(call.block_table, call.cache_seqlens) if kernel.plans else None
         scale = key.d_qk**-0.5 if call.scale is None else call.scale
         if key.op == DENSE_DECODE:
-            got = kernel.run(call.q, call.kv, call.block_table, call.cache_seqlens, scale,
-                             out, lse, plan)  # fmt: skip
-            return Got(*got)
+            dense = DenseDecode(call.q, call.kv, call.block_table, call.cache_seqlens, scale,
+                                out, lse, plan)  # fmt: skip
+            return Got(*kernel.run(dense))
+        assert call.indices is not None
         if key.op == SPARSE_DECODE:
-            got = kernel.run(call.q, call.kv, call.indices, scale, out, lse, call.topk_length,
-                             call.attn_sink, call.extra_kv, call.extra_indices,
-                             call.extra_topk_length, plan)  # fmt: skip
-            return Got(*got)
+            sparse = SparseDecode(call.q, call.kv, call.indices, scale, out, lse,
+                                  call.topk_length, call.attn_sink, call.extra_kv,
+                                  call.extra_indices, call.extra_topk_length, plan)  # fmt: skip
+            return Got(*kernel.run(sparse))
         top = torch.full_like(lse, float("nan"))
-        out, top, lse = kernel.run(call.q, call.kv, call.indices, scale, out, lse, top,
-                                   call.topk_length, call.attn_sink, plan)  # fmt: skip
+        prefill = SparsePrefill(call.q, call.kv, call.indices, scale, out, lse, top,
+                                call.topk_length, call.attn_sink, plan)  # fmt: skip
+        out, top, lse = kernel.run(prefill)
         return Got(out, lse, top)
 
     def metadata(self, call: Call, *args: Any, **kwargs: Any) -> tuple[Any, Any]:

@@ -8,12 +8,23 @@ from typing import Any
 
 import torch
 
-from flashmla_hub import config, dispatch, identify, limits, registry, validation
+from flashmla_hub import (
+    calls,
+    config,
+    dispatch,
+    identify,
+    limits,
+    registry,
+    tracing,
+    validation,
+)
 from flashmla_hub.backend import Backend, BackendInfo
+from flashmla_hub.call import DecodeArguments
+from flashmla_hub.checks import describe
 from flashmla_hub.decision import Decision
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import InvalidRequestError
-from flashmla_hub.request import ChoiceKey, KernelKey, choice_key
+from flashmla_hub.request import ChoiceKey, KernelKey, check_key, choice_key
 
 __all__ = [
     "BackendStatus", "backends", "devices", "explain", "explain_call", "get_backend",
@@ -101,13 +112,10 @@ def explain(
         as_installed: whether what this machine lacks counts as a reason, or is a note. None: it
             counts for real devices only.
     """
-    if isinstance(key, KernelKey):
-        key = choice_key(key, 1, key.topk or 4096)
-    if not isinstance(key, ChoiceKey):
-        raise InvalidRequestError("key", type(key).__name__, "a ChoiceKey or a KernelKey")
+    choice = _choice(key)
     where = resolve_device(device)
     installed = not where.simulated if as_installed is None else as_installed
-    return dispatch.decide(key, where, backend, as_installed=installed)
+    return dispatch.decide(choice, where, backend, as_installed=installed)
 
 
 def explain_call(
@@ -128,19 +136,42 @@ def explain_call(
     topk_length: Any = None,
     extra_topk_length: Any = None,
     *,
+    out: Any = None,
+    lse_out: Any = None,
     backend: str | None = None,
     batch_invariant: bool = False,
+    check_values: bool = False,
     kv_format: str | None = None,
+    enable_batch_invariant: bool | None = None,
+    use_legacy: bool | None = None,
+    descale_q: Any = None,
+    descale_k: Any = None,
+    indexer_topk: int = 0,
 ) -> Decision:
-    """The Decision that ``flash_mla_with_kvcache`` with the same arguments would take."""
-    checked = validation.decode(
-        q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal,
-        is_fp8_kvcache, indices, attn_sink, extra_k_cache, extra_indices_in_kvcache,
-        topk_length, extra_topk_length, batch_invariant=batch_invariant, layout=kv_format,
-        aligned=(q.data_ptr() | k_cache.data_ptr()) & 15 == 0,
+    """The Decision that ``flash_mla_with_kvcache`` with the same arguments would take.
+
+    ``selected`` is None, and ``why`` says so, for a call whose rows have no room for a key: it is
+    answered without a backend.
+
+    Raises:
+        InvalidRequestError, NotSupportedError: as the call would.
+    """
+    args = DecodeArguments(
+        q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal, is_fp8_kvcache,
+        indices, attn_sink, extra_k_cache, extra_indices_in_kvcache, topk_length,
+        extra_topk_length, out, lse_out, backend, batch_invariant, check_values, kv_format,
+        enable_batch_invariant, use_legacy, descale_q, descale_k, indexer_topk,
     )  # fmt: skip
+    if tracing.needs_op(args):
+        raise InvalidRequestError("q", "a fake or meta tensor", "tensors in memory")
+    args = calls.resolved(args)
+    checked = validation.decode(args)
+    validation.no_overlap(args)
     choice = choice_key(checked.key, checked.batch, checked.capacity)
     device = identify.identify(q.device)
+    if checked.empty:
+        why = "no backend: no row has room for a key, so out is 0 and lse +inf"
+        return Decision(choice, device, None, why, (), checked.notes)
     return dispatch.decide(choice, device, backend, running=True, notes=checked.notes)
 
 
@@ -155,9 +186,17 @@ def warmup(
     Raises:
         NoBackendError, NotSupportedError, PluginError: as a call would.
     """
+    return dispatch.resolve(_choice(key), resolve_device(device), backend).decision
+
+
+def _choice(key: ChoiceKey | KernelKey) -> ChoiceKey:
     if isinstance(key, KernelKey):
-        key = choice_key(key, 1, key.topk or 4096)
-    return dispatch.resolve(key, resolve_device(device), backend).decision
+        check_key(key)
+        return choice_key(key, 1, key.topk or 4096)
+    if not isinstance(key, ChoiceKey):
+        raise InvalidRequestError("key", describe(key), "a ChoiceKey or a KernelKey")
+    check_key(key.kernel)
+    return key
 
 
 def resolve_device(device: DeviceInfo | torch.device | str | None) -> DeviceInfo:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flashmla_hub.call import POSITIONAL
 from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import ChoiceKey, KernelKey
@@ -42,26 +43,24 @@ class BackendInfo:
 class BoundKernel:
     """A kernel bound to one KernelKey and device. Immutable; holds no device memory.
 
-    Subclasses implement the ``run`` of their op, with exactly these positional arguments
-    (shapes, dtypes and the meaning of values: docs/contract.md):
+    Subclasses implement ``run`` for their op (shapes, dtypes and the meaning of values:
+    docs/contract.md):
 
     dense_decode
-        ``run(q, k_cache, block_table, cache_seqlens, softmax_scale, out, lse, plan)``
-        -> ``(out, lse)``
+        ``run(call: DenseDecode) -> (out, lse)``
     sparse_decode
-        ``run(q, k_cache, indices, softmax_scale, out, lse, topk_length, attn_sink,
-        extra_k_cache, extra_indices, extra_topk_length, plan)`` -> ``(out, lse)``
+        ``run(call: SparseDecode) -> (out, lse)``
     sparse_prefill
-        ``run(q, kv, indices, softmax_scale, out, lse, max_logits, topk_length, attn_sink, plan)``
-        -> ``(out, max_logits, lse)``
+        ``run(call: SparsePrefill) -> (out, max_logits, lse)``
 
-    ``softmax_scale`` is a float, never None. ``out`` (batch, s_q, h_q, d_v), ``lse``
-    (batch, h_q, s_q) and ``max_logits`` are tensors to write in place and return, or None: then
-    the kernel allocates and returns its own. Absent optional tensors are None. ``plan`` is what
-    ``plan`` returned, None for kernels with ``plans = False``. The batch is q.shape[0] and never
-    0; every argument was validated. ``causal``, head counts and the like are in the key that the
-    kernel was bound for. Scratch comes from torch's allocator for each call. No host
-    synchronisation.
+    ``call.softmax_scale`` is a float, never None. ``call.out``, ``call.lse`` and
+    ``call.max_logits`` are tensors to write in place and return, or None: then the kernel
+    allocates and returns its own. ``out`` has strides and alignment that the declaration takes,
+    ``lse`` is contiguous. Absent optional tensors are None. ``call.plan`` is what ``plan``
+    returned, None for kernels with ``plans = False``. The batch is q.shape[0] and never 0; every
+    argument was validated, and none is a lazily negated view. ``causal``, head counts and the like
+    are in the key that the kernel was bound for. Scratch comes from torch's allocator for each
+    call. No host synchronisation.
     """
 
     plans: bool = False
@@ -70,7 +69,7 @@ class BoundKernel:
         """State that depends on lengths, for ports that need it (hazard plans_per_metadata)."""
         return None
 
-    def run(self, *args: Any) -> Any:
+    def run(self, call: Any) -> Any:
         raise NotImplementedError
 
     def repeat(
@@ -81,12 +80,29 @@ class BoundKernel:
         cache_seqlens: Tensor,
         softmax_scale: float,
     ) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-        """For the layers of a decode step (dense_decode, ``plans`` False): ``run`` of (q, k_cache,
-        block_table, cache_seqlens) without outputs given, for tensors that equal these in shape,
-        strides, dtype, device and alignment to 16 bytes. What follows from those is worked out
-        here, once. None: ``run`` is called each time.
+        """For the layers of a decode step (dense_decode, ``plans`` False): ``run`` as a function of
+        (q, k_cache, block_table, cache_seqlens), without outputs given, for tensors that equal
+        these in shape, strides, dtype, device and alignment to 16 bytes. What follows from those
+        is worked out here, once. None: ``run`` is called each time.
         """
         return None
+
+
+class PositionalKernel(BoundKernel):
+    """Serves plugin protocol 1, where ``run`` takes the leading fields of a call by position."""
+
+    def __init__(self, inner: BoundKernel, op: str) -> None:
+        self.inner, self.plans = inner, inner.plans
+        self._count = POSITIONAL[op]
+
+    def plan(self, block_table: Tensor | None, cache_seqlens: Tensor | None) -> Any:
+        return self.inner.plan(block_table, cache_seqlens)
+
+    def run(self, call: Any) -> Any:
+        return self.inner.run(*call[: self._count])
+
+    def repeat(self, *args: Any) -> Any:
+        return self.inner.repeat(*args)
 
 
 @dataclass(frozen=True)

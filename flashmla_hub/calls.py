@@ -6,32 +6,40 @@ call whose facts were seen before needs one dictionary lookup. The table of fact
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from flashmla_hub import identify, validation
+from flashmla_hub import config, identify, registry
 from flashmla_hub.backend import BoundKernel
+from flashmla_hub.call import OUTPUTS, Arguments, facts_of
 from flashmla_hub.device import capturing
 from flashmla_hub.dispatch import Route, resolve
-from flashmla_hub.errors import InvalidRequestError, NotSupportedError
+from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.metadata import SchedMeta
 from flashmla_hub.request import choice_key
+from flashmla_hub.tracing import dual_level, needs_op
 from flashmla_hub.validation import Checked
 
 MAX_CALLS = 4096
+A = TypeVar("A", bound=Arguments)
 
 _calls: dict[Any, Prepared] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A checked call and its route; no route where no row has room for a key."""
+    """A checked call and its route; no route where no row has room for a key.
+
+    ``negated``: an input is a lazily negated view, which is resolved before a backend sees it.
+    """
 
     checked: Checked
     route: Route | None
+    negated: bool = False
 
     @property
     def kernel(self) -> BoundKernel:
@@ -39,56 +47,44 @@ class Prepared:
         return self.route.kernel
 
 
-class Fast:
-    """A SchedMeta's snapshot of the call it was bound by. Immutable."""
+def prepare(args: A, check: Callable[[A], Checked]) -> tuple[Prepared | None, A]:
+    """The checked call and its arguments as a kernel may read them.
 
-    __slots__ = ("block_table", "cache_seqlens", "facts", "kernel", "low_bits", "repeat", "scale")
-
-    def __init__(
-        self,
-        facts: tuple[Any, ...],
-        low_bits: int,
-        q: Tensor,
-        k_cache: Tensor,
-        block_table: Tensor,
-        cache_seqlens: Tensor,
-        prepared: Prepared,
-    ) -> None:
-        self.facts, self.low_bits = facts, low_bits
-        self.block_table, self.cache_seqlens = block_table, cache_seqlens
-        self.kernel = kernel = prepared.kernel
-        self.scale = scale = prepared.checked.scale
-        self.repeat = (
-            None if kernel.plans else kernel.repeat(q, k_cache, block_table, cache_seqlens, scale)
-        )
-
-
-def tensor_facts(x: Any) -> Any:
-    """What the checks look at in an optional tensor."""
-    if not isinstance(x, Tensor):
-        return x if x is None else type(x)
-    return (x.shape, x.stride(), x.dtype, x.device, x.layout)
-
-
-known = _calls.get
-
-
-def prepare(facts: tuple[Any, ...], check: Any, q: Any, backend: str | None) -> Prepared:
-    """Check a call with ``check()``, route it, and remember it under its ``facts``."""
-    checked: Checked = check()
-    if backend is not None and not isinstance(backend, str):
-        raise InvalidRequestError("backend", repr(backend), "the name of a backend, or None")
+    None for a call that is to go through the op of torch.compile instead.
+    """
+    facts = None if dual_level() else facts_of(args)
+    if facts is not None:
+        facts = (facts, config.changed(), registry.loaded())
+        prepared = _calls.get(facts)
+        if prepared is not None:
+            return prepared, resolved(args) if prepared.negated else args
+    if needs_op(args):
+        return None, args
+    real = resolved(args)
+    checked = check(real)
     route = None
     if not checked.empty:
         choice = choice_key(checked.key, checked.batch, checked.capacity)
-        device = identify.identify(q.device)
-        route = resolve(choice, device, backend, checked.notes)
-    prepared = Prepared(checked, route)
-    if facts:
+        route = resolve(choice, identify.identify(args.q.device), args.backend, checked.notes)
+    prepared = Prepared(checked, route, real is not args)
+    if facts is not None:
         if len(_calls) >= MAX_CALLS:
             _calls.clear()
         _calls[facts] = prepared
-    return prepared
+    return prepared, real
+
+
+def resolved(args: A) -> A:
+    """The arguments with lazily negated inputs computed: kernels read memory as it is."""
+    real: dict[str, Any] = {
+        name: x.resolve_neg()
+        for name, x in zip(args._fields, args, strict=True)
+        if isinstance(x, Tensor) and x.is_neg() and name not in OUTPUTS
+    }
+    if not real:
+        return args
+    changed: Any = args._replace(**real)
+    return changed  # type: ignore[no-any-return]
 
 
 def plan_for(
@@ -124,36 +120,28 @@ def _stamp(*tensors: Tensor | None) -> Any:
         return None
 
 
-def empty_decode(checked: Checked, q: Tensor, out: Tensor | None, lse: Tensor | None) -> Any:
+def empty_decode(checked: Checked, q: Tensor) -> tuple[Tensor, Tensor]:
     """A call whose rows have no room for a key (contract C1.10, C1.15): no launch of a backend."""
     key = checked.key
-    if out is None:
-        out = q.new_empty((q.shape[0], key.s_q, key.h_q, key.d_v))
-    if lse is None:
-        lse = q.new_empty((q.shape[0], key.h_q, key.s_q), dtype=torch.float32)
-    return out.zero_(), lse.fill_(float("inf"))
+    out = q.new_zeros((q.shape[0], key.s_q, key.h_q, key.d_v))
+    lse = q.new_full((q.shape[0], key.h_q, key.s_q), float("inf"), dtype=torch.float32)
+    return out, lse
 
 
-def check_outputs(
-    checked: Checked, q: Tensor, out: Any, lse: Any, inputs: dict[str, Tensor | None]
-) -> None:
-    """``out=`` (batch, s_q, h_q, d_v) and ``lse_out=`` (batch, h_q, s_q), apart from the inputs."""
-    key, batch = checked.key, q.shape[0]
-    if out is not None:
-        validation.output("out", out, (batch, key.s_q, key.h_q, key.d_v), q.dtype, q)
-    if lse is not None:
-        shape = (batch, key.h_q, key.s_q)
-        validation.output("lse_out", lse, shape, torch.float32, q)
-    validation.no_overlap({"out": out, "lse_out": lse}, {"q": q, **inputs})
-
-
-def contiguous_or_none(target: Tensor | None) -> Tensor | None:
-    """What a kernel may write into directly; the rest is copied by ``store``."""
-    return target if target is not None and target.is_contiguous() else None
+def writable(target: Tensor | None) -> bool:
+    """Whether a kernel may write into the memory of ``target``: no lazily negated view, and no
+    tensor of inference mode outside of it."""
+    return target is not None and not (
+        target.is_neg() or (target.is_inference() and not torch.is_inference_mode_enabled())
+    )
 
 
 def store(result: Tensor, target: Tensor | None) -> Tensor:
     """``result`` in the tensor that the caller gave, or itself."""
     if target is None or target is result:
         return result
-    return target.copy_(result)
+    if target.is_inference():
+        with torch.inference_mode():
+            return target.copy_(result)
+    with torch.no_grad():
+        return target.copy_(result)

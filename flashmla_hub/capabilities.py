@@ -19,6 +19,8 @@ HAZARDS = (
     "plans_per_metadata",  # its plan depends on lengths and is made on the host (C2.3)
 )
 
+ALIGNMENTS = ("q_alignment", "kv_alignment", "extra_kv_alignment", "out_alignment")
+
 
 @dataclass(frozen=True)
 class IntSet:
@@ -131,7 +133,13 @@ class Capabilities:
     batch_invariant: bool = False
     kv_strides: tuple[str, ...] = (PACKED,)
     q_strides: tuple[str, ...] = (PACKED,)
-    alignment: int = 1
+    extra_kv_strides: tuple[str, ...] = ()  # (): as kv_strides
+    out_strides: tuple[str, ...] = (PACKED,)  # others: the hub copies the result
+    alignment: int = 1  # bytes, of every tensor; where one below is not 0, of the others
+    q_alignment: int = 0
+    kv_alignment: int = 0
+    extra_kv_alignment: int = 0
+    out_alignment: int = 0
     rules: tuple[Rule, ...] = ()
     # promises the conformance suite holds the backend to, beside the accepted values
     cuda_graph: bool = False
@@ -150,6 +158,10 @@ class Capabilities:
         if any(device in cls for cls in self.devices):
             return []
         return [f"device {device}: takes {', '.join(map(str, self.devices))}"]
+
+    def needs(self, alignment: str) -> int:
+        """Bytes that ``alignment`` (a field of KernelKey) has to be."""
+        return int(getattr(self, alignment)) or self.alignment
 
     def key_reasons(self, key: KernelKey) -> list[str]:
         if key.op != self.op:
@@ -172,6 +184,8 @@ class Capabilities:
             ("causal", self.causal),
             ("kv_strides", self.kv_strides),
             ("q_strides", self.q_strides),
+            ("extra_kv_strides", self.extra_kv_strides or self.kv_strides),
+            ("out_strides", self.out_strides),
         ):
             if getattr(key, name) not in accepted_values:
                 refuse(name, getattr(key, name), " | ".join(map(str, accepted_values)))
@@ -181,8 +195,10 @@ class Capabilities:
         for name in ("topk_length", "attn_sink", "extra_topk_length", "batch_invariant"):
             if getattr(key, name) and not getattr(self, name):
                 refuse(name, True, "False only")
-        if self.alignment > key.alignment:
-            refuse("alignment", key.alignment, f"{self.alignment}-byte addresses and strides")
+        for name in ALIGNMENTS:
+            need = self.needs(name)
+            if need > getattr(key, name):
+                refuse(name, getattr(key, name), f"{need}-byte addresses and strides")
         if not reasons:  # rules may rely on every field being in its own set
             reasons += [r for rule in self.rules if (r := rule.check(key))]
         return reasons

@@ -6,7 +6,6 @@ torch.compile.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ DTYPE_NAMES = {
     torch.float16: "float16",
     torch.float32: "float32",
 }
-ONE_BYTE = tuple(
-    dtype
-    for name in ("uint8", "int8", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2")
-    if (dtype := getattr(torch, name, None)) is not None
-)
+# A one-byte cache is bytes, or says that it holds e4m3; any other one-byte dtype says that the
+# bytes mean something else (contract C3.0a).
+ONE_BYTE = (torch.float8_e4m3fn, torch.uint8, torch.int8)
+# Logits are float32: past this, one that is not small overflows.
+MAX_SCALE = 1e30
 
 
 def tensor(
@@ -38,7 +37,9 @@ def tensor(
     ``shape`` holds an int where the size is fixed, a str (its name) where any size goes.
     """
     if not isinstance(value, Tensor):
-        raise InvalidRequestError(name, _describe(value), f"a tensor {_shape(shape)}")
+        raise InvalidRequestError(name, describe(value), f"a tensor {_shape(shape)}")
+    if value.layout is not torch.strided:
+        raise InvalidRequestError(f"{name}.layout", value.layout, "torch.strided")
     if value.dim() != len(shape):
         raise InvalidRequestError(
             f"{name}.shape", tuple(value.shape), f"{len(shape)} dimensions {_shape(shape)}"
@@ -51,8 +52,6 @@ def tensor(
         raise InvalidRequestError(f"{name}.dtype", str(value.dtype).removeprefix("torch."), names)
     if device is not None and value.device != device:
         raise InvalidRequestError(f"{name}.device", value.device, f"{device}, the device of q")
-    if value.layout is not torch.strided:
-        raise InvalidRequestError(f"{name}.layout", value.layout, "torch.strided")
     return value
 
 
@@ -65,26 +64,37 @@ def last_contiguous(name: str, value: Tensor) -> None:
 
 def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise InvalidRequestError(name, _describe(value), "True or False")
+        raise InvalidRequestError(name, describe(value), "True or False")
+    return value
+
+
+def optional_flag(name: str, value: Any) -> bool | None:
+    return None if value is None else flag(name, value)
+
+
+def text(name: str, value: Any, expected: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequestError(name, describe(value), f"{expected}, a str, or None")
     return value
 
 
 def scale(name: str, value: Any, d_qk: Any) -> float:
     if value is None:
         return float(d_qk) ** -0.5
+    finite = f"a float from {-MAX_SCALE:g} to {MAX_SCALE:g}, or None for d_qk**-0.5"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidRequestError(name, _describe(value), "a finite float, or None for d_qk**-0.5")
-    if not math.isfinite(value):
-        raise InvalidRequestError(name, value, "a finite float, or None for d_qk**-0.5")
+        raise InvalidRequestError(name, describe(value), finite)
+    if not -MAX_SCALE <= value <= MAX_SCALE:  # NaN compares false
+        raise InvalidRequestError(name, describe(value), finite)
     return float(value)
 
 
-def no_grad(**tensors: Any) -> None:
-    """Refuse inputs that want a gradient while grad mode is on: there is no backward."""
+def no_grad(tensors: dict[str, Tensor]) -> None:
+    """Refuse tensors that want a gradient while grad mode is on: there is no backward."""
     if not torch.is_grad_enabled():
         return
     for name, value in tensors.items():
-        if isinstance(value, Tensor) and value.requires_grad:
+        if value.requires_grad:
             raise InvalidRequestError(
                 f"{name}.requires_grad",
                 True,
@@ -93,20 +103,49 @@ def no_grad(**tensors: Any) -> None:
 
 
 def overlaps(a: Tensor, b: Tensor) -> bool:
-    """Whether the address ranges of two tensors meet."""
+    """Whether the address ranges of two tensors meet; those of tensors without memory (fake ones)
+    do where they are views of one storage."""
     if a.numel() == 0 or b.numel() == 0 or a.device != b.device:
         return False
+    if a.untyped_storage()._cdata != b.untyped_storage()._cdata and _unreal(a):
+        return False
 
-    def span(x: Tensor) -> tuple[int, int]:
+    def span(x: Tensor) -> tuple[Any, Any]:
         reach = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-        return x.data_ptr(), x.data_ptr() + (reach + 1) * x.element_size()
+        base = x.storage_offset() * x.element_size() if _unreal(x) else x.data_ptr()
+        return base, base + (reach + 1) * x.element_size()
 
     (a_low, a_high), (b_low, b_high) = span(a), span(b)
-    return a_low < b_high and b_low < a_high
+    return bool(a_low < b_high and b_low < a_high)
 
 
-def _describe(value: Any) -> str:
-    return "None" if value is None else f"{type(value).__name__} {value!r}"[:80]
+def one_place_each(name: str, value: Tensor) -> None:
+    """Refuse an output whose elements share memory (an expanded tensor)."""
+    reach = 1
+    for n, stride in sorted(zip(value.shape, value.stride(), strict=True), key=lambda d: d[1]):
+        if n > 1:
+            if stride < reach:
+                raise InvalidRequestError(
+                    f"{name}.stride()", tuple(value.stride()), "a place in memory for each element"
+                )
+            reach = stride * (n - 1) + reach
+
+
+def describe(value: Any) -> str:
+    """A bounded description; of a tensor without its contents, which would be read back."""
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        return f"a {kind} of {str(value.dtype).removeprefix('torch.')}"
+    try:
+        return f"{kind} {value!r}"[:80]
+    except Exception:  # a repr that raises, or an int with too many digits for one
+        return kind
+
+
+def _unreal(x: Tensor) -> bool:
+    return x.is_meta or type(x).__name__ == "FakeTensor"
 
 
 def _shape(shape: tuple[Any, ...]) -> str:

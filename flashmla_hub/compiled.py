@@ -1,187 +1,160 @@
-"""The hub's calls as torch ops, for torch.compile.
+"""The hub's calls as torch ops: for torch.compile and torch.export, and for every other tracer
+that watches torch's dispatcher (fake tensors, make_fx, the meta device).
 
-The ops take tensors, scalars and the name from ``backend=`` only; metadata objects are dropped.
-Shapes are checked in the fake implementation, while tracing; the backend is selected inside the
-real one, at run time. ``torch.library.Library`` is used as it is, since ``custom_op`` adds
-14 to 26 us to a call; eager calls do not come here at all.
+An op takes all arguments of the public function but the metadata; its schema is made of the fields
+of ``call.DecodeArguments`` or ``call.PrefillArguments``. The fake implementation runs the checks
+of validation, while tracing; the backend is selected inside the real one, at run time.
+``torch.library.Library`` is used as it is, since ``custom_op`` adds 14 to 26 us to a call; eager
+calls do not come here at all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flashmla_hub import validation
+from flashmla_hub import checks, validation
+from flashmla_hub.call import FIELDS, OUTPUTS, DecodeArguments, PrefillArguments
+from flashmla_hub.errors import InvalidRequestError
 
-_OPTIONS = "str? backend, bool batch_invariant"
-_DENSE = (
-    "Tensor q, Tensor k_cache, Tensor block_table, Tensor cache_seqlens, int head_dim_v, "
-    f"float? softmax_scale, bool causal, bool? is_fp8_kvcache, str? kv_format, {_OPTIONS}"
-)
-_SPARSE = (
-    "Tensor q, Tensor k_cache, Tensor indices, int head_dim_v, float? softmax_scale, "
-    "bool? is_fp8_kvcache, Tensor? attn_sink, Tensor? extra_k_cache, Tensor? extra_indices, "
-    f"Tensor? topk_length, Tensor? extra_topk_length, str? kv_format, {_OPTIONS}"
-)
-_PREFILL = (
-    "Tensor q, Tensor kv, Tensor indices, float sm_scale, int d_v, Tensor? attn_sink, "
-    f"Tensor? topk_length, {_OPTIONS}"
-)
-_INTO = ", Tensor(a!) out, Tensor(b!) lse_out"
+_SCHEMA = {Tensor: "Tensor", int: "int", float: "float", bool: "bool", str: "str"}
+_ACCEPTED: dict[Any, Any] = {float: (float, int)}
 
 _library = torch.library.Library("flashmla_hub", "DEF")
 
 
-def _define(name: str, schema: str, returns: str, real: Any, fake: Any) -> None:
-    _library.define(f"{name}({schema}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, real, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"flashmla_hub::{name}", fake, lib=_library)
+def _inputs(kind: type[Any]) -> dict[str, str]:
+    """(name, schema type) of the fields of ``kind`` that are no outputs."""
+    return {
+        name: _SCHEMA[type_] + ("?" if optional else "")
+        for name, (type_, optional) in FIELDS[kind].items()
+        if name not in OUTPUTS
+    }
 
 
-def _dense(
-    q: Tensor, k_cache: Tensor, block_table: Tensor, cache_seqlens: Tensor, head_dim_v: int,
-    softmax_scale: float | None, causal: bool, is_fp8: bool | None, kv_format: str | None,
-    backend: str | None, batch_invariant: bool, out: Tensor | None = None,
-    lse_out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _define(
+    name: str,
+    kind: type[Any],
+    written: tuple[str, ...],
+    results: int,
+    real: Callable[[Any], Any],
+    fake: Callable[[Any], Any],
+) -> None:
+    """An op ``name`` of the arguments ``kind``, which writes into the outputs ``written`` and
+    returns ``results`` tensors."""
+    inputs = _inputs(kind)
+    schema = [f"{type_} {field}" for field, type_ in inputs.items()]
+    schema += [f"Tensor({'ab'[i]}!) {field}" for i, field in enumerate(written)]
+    returns = ", ".join(["Tensor"] * results)
+    returns = returns if results == 1 else f"({returns})"
+    names = (*inputs, *written)
+
+    def rebuilt(body: Callable[[Any], Any]) -> Callable[..., Any]:
+        def run(*values: Any) -> Any:
+            return body(kind(**dict(zip(names, values, strict=True))))
+
+        return run
+
+    tags = (torch.Tag.pt2_compliant_tag,)
+    _library.define(f"{name}({', '.join(schema)}) -> {returns}", tags=tags)
+    _library.impl(name, rebuilt(real), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"flashmla_hub::{name}", rebuilt(fake), lib=_library)
+
+
+def _flat(args: Any, written: tuple[str, ...] = ()) -> list[Any]:
+    """The values that an op takes, in the order of its schema."""
+    fields = [name for name in args._fields if name not in OUTPUTS]
+    return [getattr(args, name) for name in (*fields, *written)]
+
+
+def _decode(args: DecodeArguments) -> tuple[Tensor, Tensor]:
     from flashmla_hub.decode import decode
 
-    return decode(
-        q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal, is_fp8, None,
-        None, None, None, None, None, out, lse_out, backend, batch_invariant, kv_format,
-    )  # fmt: skip
+    return decode(args)
 
 
-def _dense_fake(
-    q: Tensor, k_cache: Tensor, block_table: Tensor, cache_seqlens: Tensor, head_dim_v: int,
-    softmax_scale: float | None, causal: bool, is_fp8: bool | None, kv_format: str | None,
-    backend: str | None, batch_invariant: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    validation.decode(
-        q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal, is_fp8,
-        batch_invariant=batch_invariant, layout=kv_format,
-    )  # fmt: skip
-    return _decode_like(q, head_dim_v)
+def _decode_fake(args: DecodeArguments) -> tuple[Tensor, Tensor]:
+    validation.check_decode(args)
+    validation.no_overlap(args)
+    return _decode_like(args)
 
 
-def _sparse(
-    q: Tensor, k_cache: Tensor, indices: Tensor, head_dim_v: int, softmax_scale: float | None,
-    is_fp8: bool | None, attn_sink: Tensor | None, extra_k_cache: Tensor | None,
-    extra_indices: Tensor | None, topk_length: Tensor | None, extra_topk_length: Tensor | None,
-    kv_format: str | None, backend: str | None, batch_invariant: bool, out: Tensor | None = None,
-    lse_out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    from flashmla_hub.decode import decode
-
-    return decode(
-        q, k_cache, None, None, head_dim_v, softmax_scale, False, is_fp8, indices, attn_sink,
-        extra_k_cache, extra_indices, topk_length, extra_topk_length, out, lse_out, backend,
-        batch_invariant, kv_format,
-    )  # fmt: skip
-
-
-def _sparse_fake(
-    q: Tensor, k_cache: Tensor, indices: Tensor, head_dim_v: int, softmax_scale: float | None,
-    is_fp8: bool | None, attn_sink: Tensor | None, extra_k_cache: Tensor | None,
-    extra_indices: Tensor | None, topk_length: Tensor | None, extra_topk_length: Tensor | None,
-    kv_format: str | None, backend: str | None, batch_invariant: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    validation.decode(
-        q, k_cache, None, None, head_dim_v, softmax_scale, False, is_fp8, indices, attn_sink,
-        extra_k_cache, extra_indices, topk_length, extra_topk_length,
-        batch_invariant=batch_invariant, layout=kv_format,
-    )  # fmt: skip
-    return _decode_like(q, head_dim_v)
-
-
-def _prefill(
-    q: Tensor, kv: Tensor, indices: Tensor, sm_scale: float, d_v: int, attn_sink: Tensor | None,
-    topk_length: Tensor | None, backend: str | None, batch_invariant: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _prefill(args: PrefillArguments) -> tuple[Tensor, Tensor, Tensor]:
     from flashmla_hub.prefill import prefill
 
-    return prefill(
-        q, kv, indices, sm_scale, d_v, attn_sink, topk_length, None, backend, batch_invariant
-    )
+    return prefill(args)
 
 
-def _prefill_fake(
-    q: Tensor, kv: Tensor, indices: Tensor, sm_scale: float, d_v: int, attn_sink: Tensor | None,
-    topk_length: Tensor | None, backend: str | None, batch_invariant: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    validation.prefill(
-        q, kv, indices, sm_scale, d_v, attn_sink, topk_length, batch_invariant=batch_invariant
-    )
-    s_q, h_q, _ = q.shape
-    rows = [q.new_empty((s_q, h_q), dtype=torch.float32) for _ in range(2)]
-    return q.new_empty((s_q, h_q, d_v)), rows[0], rows[1]
+def _prefill_fake(args: PrefillArguments) -> tuple[Tensor, Tensor, Tensor]:
+    validation.check_prefill(args)
+    validation.no_overlap(args)
+    s_q, h_q, _ = args.q.shape
+    rows = [args.q.new_empty((s_q, h_q), dtype=torch.float32) for _ in range(2)]
+    return args.q.new_empty((s_q, h_q, args.d_v)), rows[0], rows[1]
 
 
-def _into(real: Any) -> Any:
-    def run(*args: Any) -> None:
-        real(*args)
+def _nothing(body: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def run(args: Any) -> None:
+        body(args)
 
     return run
 
 
-def _nothing(*args: Any) -> None:
-    """The fake of an op that writes into its arguments."""
+def _rows(body: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda args: body(args)[1:]
 
 
-def _decode_like(q: Tensor, d_v: int) -> tuple[Tensor, Tensor]:
+def _decode_like(args: DecodeArguments) -> tuple[Tensor, Tensor]:
+    q = args.q
     batch, s_q, h_q, _ = q.shape
-    out = q.new_empty((batch, s_q, h_q, d_v))
+    out = q.new_empty((batch, s_q, h_q, args.head_dim_v))
     return out, q.new_empty((batch, h_q, s_q), dtype=torch.float32)
 
 
-_define("dense_decode", _DENSE, "(Tensor, Tensor)", _dense, _dense_fake)
-_define("dense_decode_out", _DENSE + _INTO, "()", _into(_dense), _nothing)
-_define("sparse_decode", _SPARSE, "(Tensor, Tensor)", _sparse, _sparse_fake)
-_define("sparse_decode_out", _SPARSE + _INTO, "()", _into(_sparse), _nothing)
-_define("sparse_prefill", _PREFILL, "(Tensor, Tensor, Tensor)", _prefill, _prefill_fake)
+for _op in ("dense_decode", "sparse_decode"):
+    _define(_op, DecodeArguments, (), 2, _decode, _decode_fake)
+    _define(f"{_op}_out", DecodeArguments, OUTPUTS, 0, _nothing(_decode), _nothing(_decode_fake))
+_define("sparse_prefill", PrefillArguments, (), 3, _prefill, _prefill_fake)
+_define("sparse_prefill_out", PrefillArguments, ("out",), 2, _rows(_prefill), _rows(_prefill_fake))
 
 
-def decode(
-    q: Any, k_cache: Any, block_table: Any, cache_seqlens: Any, head_dim_v: Any,
-    softmax_scale: Any, causal: Any, is_fp8: Any, indices: Any, attn_sink: Any,
-    extra_k_cache: Any, extra_indices: Any, topk_length: Any, extra_topk_length: Any, out: Any,
-    lse_out: Any, backend: Any, batch_invariant: Any, kv_format: Any,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """A decode call while torch.compile traces."""
+def decode(args: DecodeArguments) -> tuple[Tensor, Tensor]:
+    """A decode call that a tracer sees."""
     ops = torch.ops.flashmla_hub
-    args: tuple[Any, ...]
-    if indices is None:
-        args = (
-            q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal, is_fp8,
-            kv_format, backend, batch_invariant,
-        )  # fmt: skip
-        returning, writing = ops.dense_decode, ops.dense_decode_out
-    else:
-        args = (
-            q, k_cache, indices, head_dim_v, softmax_scale, is_fp8, attn_sink, extra_k_cache,
-            extra_indices, topk_length, extra_topk_length, kv_format, backend, batch_invariant,
-        )  # fmt: skip
-        returning, writing = ops.sparse_decode, ops.sparse_decode_out
-    if out is None and lse_out is None:
-        return returning(*args)  # type: ignore[no-any-return]
-    new_out, new_lse = _decode_like(q, head_dim_v)
-    out = new_out if out is None else out
-    lse_out = new_lse if lse_out is None else lse_out
-    writing(*args, out, lse_out)
+    dense = args.indices is None
+    _types(args)
+    if (args.out is None and args.lse_out is None) or args.q.dim() != 4:  # refused: wrong rank
+        returning = ops.dense_decode if dense else ops.sparse_decode
+        return returning(*_flat(args))  # type: ignore[no-any-return]
+    new_out, new_lse = _decode_like(args)
+    out = new_out if args.out is None else args.out
+    lse_out = new_lse if args.lse_out is None else args.lse_out
+    writing = ops.dense_decode_out if dense else ops.sparse_decode_out
+    writing(*_flat(args), out, lse_out)
     return out, lse_out
 
 
-def prefill(
-    q: Any, kv: Any, indices: Any, sm_scale: Any, d_v: Any, attn_sink: Any, topk_length: Any,
-    out: Any, backend: Any, batch_invariant: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """A sparse prefill call while torch.compile traces."""
-    got = torch.ops.flashmla_hub.sparse_prefill(
-        q, kv, indices, sm_scale, d_v, attn_sink, topk_length, backend, batch_invariant
-    )
-    if out is None:
-        return got  # type: ignore[no-any-return]
-    out.copy_(got[0])
-    return out, got[1], got[2]
+def prefill(args: PrefillArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """A sparse prefill call that a tracer sees."""
+    ops = torch.ops.flashmla_hub
+    _types(args)
+    if args.out is None:
+        return ops.sparse_prefill(*_flat(args))  # type: ignore[no-any-return]
+    max_logits, lse = ops.sparse_prefill_out(*_flat(args), args.out)
+    return args.out, max_logits, lse
+
+
+def _types(args: DecodeArguments | PrefillArguments) -> None:
+    """Types are checked before the dispatcher converts a value, or refuses it in its own words."""
+    fields = FIELDS[type(args)]
+    for (name, (kind, optional)), value in zip(fields.items(), args, strict=True):
+        if value is None and optional:
+            continue
+        if kind is bool:
+            checks.flag(name, value)
+        elif isinstance(value, bool) or not isinstance(value, _ACCEPTED.get(kind, kind)):
+            expected = f"{_SCHEMA[kind]}{' or None' if optional else ''}"
+            raise InvalidRequestError(name, checks.describe(value), expected)

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
-from flashmla_hub import calls, compiled, config, registry, validation
-from flashmla_hub.calls import Fast, Prepared
-from flashmla_hub.errors import InvalidRequestError, NotSupportedError
+from flashmla_hub import calls, compiled, config, fast, registry, tracing, validation
+from flashmla_hub.call import DecodeArguments, DenseDecode, SparseDecode
+from flashmla_hub.checks import describe
+from flashmla_hub.errors import InvalidRequestError
 from flashmla_hub.metadata import SchedMeta
+
+_new = tuple.__new__
 
 
 def flash_mla_with_kvcache(
@@ -53,13 +56,13 @@ def flash_mla_with_kvcache(
     Args:
         q: (batch, s_q, h_q, d_qk) bfloat16, float16 or float32, last dimension contiguous.
         k_cache: (num_blocks, page_block_size, h_kv, d_qk) in the dtype of q; or, for an FP8 layout,
-            (num_blocks, page_block_size, 1, bytes_per_token) in a 1-byte dtype. V is the first
-            ``head_dim_v`` columns of K. Pages may be strided.
+            (num_blocks, page_block_size, 1, bytes_per_token) in float8_e4m3fn, uint8 or int8. V is
+            the first ``head_dim_v`` columns of K. Pages may be strided.
         block_table: (batch, max_blocks_per_seq) int32. Entries past a row's pages are never used.
         cache_seqlens: (batch,) int32, on the device. A row of length 0 gets out 0, lse +inf.
         head_dim_v: 512 for d_qk 576 and 512, 256 for d_qk 320.
         tile_scheduler_metadata, num_splits: what ``get_mla_metadata`` returned, or None.
-        softmax_scale: finite; None means d_qk ** -0.5.
+        softmax_scale: from -1e30 to 1e30; None means d_qk ** -0.5.
         causal: key j is visible to query t iff j <= cache_seqlen - s_q + t.
         is_fp8_kvcache: None follows the dtype of k_cache.
         indices: (batch, s_q, topk) int32 slots page * page_block_size + offset: sparse attention;
@@ -69,7 +72,8 @@ def flash_mla_with_kvcache(
         extra_k_cache, extra_indices_in_kvcache, extra_topk_length: a second cache, attended
             together with the first.
         topk_length: (batch,) int32, how many entries of indices count.
-        out, lse_out: written in place; they may not overlap an input.
+        out, lse_out: written in place; they may not overlap an input. A call that raises leaves
+            them as they were, unless it is the kernel itself that fails.
         backend: name of the backend to use; never falls back to another.
         batch_invariant: only backends whose rows do not depend on the rest of the batch.
         check_values: debug: read lengths and page ids back and check them. Synchronises.
@@ -87,165 +91,113 @@ def flash_mla_with_kvcache(
         NotSupportedError: the backend asked for cannot do it, or nothing here has that feature.
     """
     meta = tile_scheduler_metadata
-    if is_compiling():
-        _later_generations(use_legacy, descale_q, descale_k, indexer_topk)
-        return compiled.decode(
-            q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal,
-            is_fp8_kvcache, indices, attn_sink, extra_k_cache, extra_indices_in_kvcache,
-            topk_length, extra_topk_length, out, lse_out, backend,
-            batch_invariant or bool(enable_batch_invariant), kv_format,
-        )  # fmt: skip
-    # Identity for what a step's layers share, equality for the rest; see calls.Fast.
+    # The later layers of a step; see flashmla_hub.fast. Dynamo does not look inside.
     if (
-        type(meta) is SchedMeta
-        and (fast := meta.fast) is not None
+        not is_dynamo_compiling()
+        and type(meta) is SchedMeta
+        and (known := meta.fast) is not None
+        # identity: what a step's layers share, and what has few values
+        and block_table is known.block_table
+        and cache_seqlens is known.cache_seqlens
+        and causal is known.causal
+        and is_fp8_kvcache is known.is_fp8_kvcache
+        and batch_invariant is known.batch_invariant
+        and indices is attn_sink is extra_k_cache is extra_indices_in_kvcache is None
+        and topk_length is extra_topk_length is out is lse_out is None
+        and enable_batch_invariant is use_legacy is None
+        and descale_q is descale_k is None
+        and check_values is False
         and (
-            block_table is fast.block_table
-            and cache_seqlens is fast.cache_seqlens
-            and (
-                q.shape, q.is_contiguous() or q.stride(), q.dtype, q.device,
-                k_cache.shape, k_cache.is_contiguous() or k_cache.stride(), k_cache.dtype,
-                k_cache.device,
-                head_dim_v, softmax_scale, causal, is_fp8_kvcache, kv_format, batch_invariant,
-                indices, attn_sink, extra_k_cache, extra_indices_in_kvcache, topk_length,
-                extra_topk_length, out, lse_out, check_values, enable_batch_invariant,
-                use_legacy, descale_q, descale_k, indexer_topk,
-                backend, config.changed(), registry.loaded(),
-            ) == fast.facts
-            and (q.data_ptr() | k_cache.data_ptr()) & 15 == fast.low_bits
-            and not ((q.requires_grad or k_cache.requires_grad) and torch.is_grad_enabled())
-        )
+            type(head_dim_v), head_dim_v, type(softmax_scale), softmax_scale, kv_format, backend,
+            type(indexer_topk), indexer_topk, config.changed(), registry.loaded(),
+        ) == known.facts
+        and known.same_tensors(q, k_cache, block_table, cache_seqlens)
+        and (q.data_ptr() | k_cache.data_ptr()) & 15 == known.low_bits
+        and not tracing.dual_level()
     ):  # fmt: skip
-        if (repeat := fast.repeat) is not None:
+        if (repeat := known.repeat) is not None:
             return repeat(q, k_cache, block_table, cache_seqlens)  # type: ignore[no-any-return]
-        kernel = fast.kernel
-        plan = calls.plan_for(kernel, meta, block_table, cache_seqlens) if kernel.plans else None
-        return kernel.run(  # type: ignore[no-any-return]
-            q, k_cache, block_table, cache_seqlens, fast.scale, None, None, plan
-        )
-    if use_legacy or descale_q is not None or descale_k is not None or indexer_topk:
-        _later_generations(use_legacy, descale_q, descale_k, indexer_topk)
-    return decode(
-        q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal,
-        is_fp8_kvcache, indices, attn_sink, extra_k_cache, extra_indices_in_kvcache,
-        topk_length, extra_topk_length, out, lse_out, backend,
-        enable_batch_invariant or batch_invariant, kv_format, meta, check_values,
+        plan = None
+        if known.plans:
+            plan = calls.plan_for(known.kernel, meta, block_table, cache_seqlens)
+        return known.run(  # type: ignore[no-any-return]
+            _new(DenseDecode, (
+                q, k_cache, block_table, cache_seqlens, known.scale, None, None, plan, None, None,
+            ))
+        )  # fmt: skip
+    args = DecodeArguments(
+        q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal, is_fp8_kvcache,
+        indices, attn_sink, extra_k_cache, extra_indices_in_kvcache, topk_length,
+        extra_topk_length, out, lse_out, backend, batch_invariant, check_values, kv_format,
+        enable_batch_invariant, use_legacy, descale_q, descale_k, indexer_topk,
     )  # fmt: skip
+    if meta is not None and type(meta) is not SchedMeta:
+        _check_tensor_metadata(meta)
+    if is_compiling() or tracing.watched():
+        return compiled.decode(args)
+    return decode(args, meta if type(meta) is SchedMeta else None)
 
 
-def decode(
-    q: Any, k_cache: Any, block_table: Any, cache_seqlens: Any, head_dim_v: Any,
-    softmax_scale: Any, causal: Any, is_fp8_kvcache: Any, indices: Any, attn_sink: Any,
-    extra_k_cache: Any, extra_indices: Any, topk_length: Any, extra_topk_length: Any,
-    out: Any, lse_out: Any, backend: Any, batch_invariant: Any, kv_format: Any,
-    meta: Any = None, check_values: Any = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def decode(args: DecodeArguments, meta: SchedMeta | None = None) -> tuple[Tensor, Tensor]:
     """The general path, dense or sparse; also what the ops of torch.compile run."""
-    tail = (backend, config.changed(), registry.loaded())
-    scalars = (head_dim_v, softmax_scale, causal, is_fp8_kvcache, kv_format, batch_invariant)
-    try:
-        if indices is attn_sink is topk_length is extra_k_cache is extra_indices is None:
-            facts: tuple[Any, ...] = (
-                q.shape, q.stride(), q.dtype, q.device,
-                k_cache.shape, k_cache.stride(), k_cache.dtype, k_cache.device,
-                block_table.shape, block_table.stride(), block_table.dtype, block_table.device,
-                cache_seqlens.shape, cache_seqlens.stride(), cache_seqlens.dtype,
-                cache_seqlens.device, extra_topk_length,
-                (q.data_ptr() | k_cache.data_ptr()) & 15, scalars, tail,
-            )  # fmt: skip
-        else:
-            tensors = (
-                q, k_cache, indices, attn_sink, topk_length, extra_k_cache, extra_indices,
-                extra_topk_length,
-            )  # fmt: skip
-            low_bits = (q.data_ptr() | k_cache.data_ptr()) & 15
-            facts = (*map(calls.tensor_facts, tensors), low_bits, scalars, tail)
-        prepared = calls.known(facts)
-        grad = q.requires_grad or k_cache.requires_grad
-    except (AttributeError, TypeError):  # not a tensor, or not hashable: the checks say which
-        prepared, grad, facts = None, False, ()
-    if prepared is None or (grad and torch.is_grad_enabled()):
-
-        def check() -> validation.Checked:
-            return validation.decode(
-                q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale, causal,
-                is_fp8_kvcache, indices, attn_sink, extra_k_cache, extra_indices, topk_length,
-                extra_topk_length, batch_invariant=batch_invariant, layout=kv_format,
-                aligned=isinstance(q, Tensor) and isinstance(k_cache, Tensor)
-                and (q.data_ptr() | k_cache.data_ptr()) & 15 == 0,
-            )  # fmt: skip
-
-        prepared = calls.prepare(facts, check, q, backend)
+    prepared, real = calls.prepare(args, validation.decode)
+    if prepared is None:
+        return compiled.decode(args)
     checked = prepared.checked
     if meta is not None:
-        if type(meta) is SchedMeta:
-            meta.check(checked.batch, checked.key)
-        elif not (isinstance(meta, Tensor) and meta.dtype == torch.int32):
-            raise InvalidRequestError(
-                "tile_scheduler_metadata",
-                type(meta).__name__,
-                "what get_mla_metadata returned (SchedMeta or an int32 tensor), or None",
-            )
-    if out is not None or lse_out is not None:
-        inputs = {
-            "k_cache": k_cache, "block_table": block_table, "cache_seqlens": cache_seqlens,
-            "indices": indices, "attn_sink": attn_sink, "extra_k_cache": extra_k_cache,
-            "extra_indices_in_kvcache": extra_indices, "topk_length": topk_length,
-            "extra_topk_length": extra_topk_length,
-        }  # fmt: skip
-        if indices is not None:
-            inputs |= {"block_table": None, "cache_seqlens": None}
-        calls.check_outputs(checked, q, out, lse_out, inputs)
-    if check_values and indices is None:
-        validation.values(checked, k_cache, block_table, cache_seqlens)
+        meta.check(checked.batch, checked.key)
+    if args.out is not None or args.lse_out is not None:
+        validation.no_overlap(args)
+    if args.check_values is True and args.indices is None:
+        assert real.block_table is not None
+        assert real.cache_seqlens is not None
+        validation.values(checked, real.k_cache, real.block_table, real.cache_seqlens)
     if prepared.route is None:
-        return calls.empty_decode(checked, q, out, lse_out)  # type: ignore[no-any-return]
-    sched = meta if type(meta) is SchedMeta else None
-    kernel, scale = prepared.kernel, checked.scale
-    out_direct, lse_direct = calls.contiguous_or_none(out), calls.contiguous_or_none(lse_out)
-    if indices is None:
-        plan = calls.plan_for(kernel, sched, block_table, cache_seqlens) if kernel.plans else None
-        if sched is not None and sched.fast is None:
-            sched.fast = _snapshot(
-                prepared, q, k_cache, block_table, cache_seqlens, head_dim_v, softmax_scale,
-                causal, is_fp8_kvcache, kv_format, batch_invariant, backend,
-            )  # fmt: skip
-        got = kernel.run(
-            q, k_cache, block_table, cache_seqlens, scale, out_direct, lse_direct, plan
-        )
+        got = calls.empty_decode(checked, args.q)
     else:
-        plan = calls.plan_for(kernel, sched, None, None) if kernel.plans else None
-        got = kernel.run(
-            q, k_cache, indices, scale, out_direct, lse_direct, topk_length, attn_sink,
-            extra_k_cache, extra_indices, extra_topk_length, plan,
+        got = _run(prepared, real, meta)
+        if meta is not None and meta.fast is None:
+            meta.fast = fast.snapshot(prepared, args)
+    if args.out is None and args.lse_out is None:
+        return got
+    return calls.store(got[0], args.out), calls.store(got[1], args.lse_out)
+
+
+def _run(
+    prepared: calls.Prepared, args: DecodeArguments, meta: SchedMeta | None
+) -> tuple[Tensor, Tensor]:
+    kernel, scale = prepared.kernel, prepared.checked.scale
+    out = args.out if calls.writable(args.out) else None
+    if out is not None and out.stride(-1) != 1:
+        out = None
+    lse = args.lse_out if calls.writable(args.lse_out) else None
+    if lse is not None and not lse.is_contiguous():
+        lse = None
+    if args.indices is None:
+        table, lens = args.block_table, args.cache_seqlens
+        assert table is not None
+        assert lens is not None
+        plan = calls.plan_for(kernel, meta, table, lens) if kernel.plans else None
+        return kernel.run(  # type: ignore[no-any-return]
+            DenseDecode(
+                args.q, args.k_cache, table, lens, scale, out, lse, plan, args.descale_q,
+                args.descale_k,
+            )
         )  # fmt: skip
-    if out is None and lse_out is None:
-        return got  # type: ignore[no-any-return]
-    return calls.store(got[0], out), calls.store(got[1], lse_out)
-
-
-def _snapshot(
-    prepared: Prepared, q: Tensor, k_cache: Tensor, block_table: Tensor, cache_seqlens: Tensor,
-    head_dim_v: Any, softmax_scale: Any, causal: Any, is_fp8: Any, kv_format: Any,
-    batch_invariant: Any, backend: str | None,
-) -> Fast:  # fmt: skip
-    """The facts of a call whose optional arguments are all absent; others take the slow path."""
-    facts = (
-        q.shape, q.is_contiguous() or q.stride(), q.dtype, q.device,
-        k_cache.shape, k_cache.is_contiguous() or k_cache.stride(), k_cache.dtype, k_cache.device,
-        head_dim_v, softmax_scale, causal, is_fp8, kv_format, batch_invariant,
-        None, None, None, None, None, None, None, None, False, None, None, None, None, 0,
-        backend, config.changed(), registry.loaded(),
+    plan = calls.plan_for(kernel, meta, None, None) if kernel.plans else None
+    return kernel.run(  # type: ignore[no-any-return]
+        SparseDecode(
+            args.q, args.k_cache, args.indices, scale, out, lse, args.topk_length, args.attn_sink,
+            args.extra_k_cache, args.extra_indices_in_kvcache, args.extra_topk_length, plan,
+            args.descale_q, args.descale_k,
+        )
     )  # fmt: skip
-    low_bits = (q.data_ptr() | k_cache.data_ptr()) & 15
-    return Fast(facts, low_bits, q, k_cache, block_table, cache_seqlens, prepared)
 
 
-def _later_generations(use_legacy: Any, descale_q: Any, descale_k: Any, indexer_topk: Any) -> None:
-    """``use_legacy`` chooses between kernels of one package and means nothing here; the others
-    change the result and are refused by name (contract C2.1b)."""
-    for name, value in (("descale_q", descale_q), ("descale_k", descale_k)):
-        if value is not None:
-            raise NotSupportedError("flashmla_hub", name, "a tensor", "None")
-    if indexer_topk:
-        raise NotSupportedError("flashmla_hub", "indexer_topk", indexer_topk, "0")
+def _check_tensor_metadata(meta: Any) -> None:
+    if not (isinstance(meta, Tensor) and meta.dtype == torch.int32):
+        raise InvalidRequestError(
+            "tile_scheduler_metadata",
+            describe(meta),
+            "what get_mla_metadata returned (SchedMeta or an int32 tensor), or None",
+        )

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flashmla_hub import capabilities, config, legalize, log, registry, tuning
-from flashmla_hub.backend import Backend, BoundKernel
+from flashmla_hub.backend import Backend, BoundKernel, PositionalKernel
 from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.decision import Candidate, Decision
 from flashmla_hub.device import DeviceInfo, capturing
 from flashmla_hub.errors import NoBackendError, NotSupportedError, PluginError
+from flashmla_hub.hookspecs import PROTOCOL_CURRENT
 from flashmla_hub.request import ChoiceKey, KernelKey
 
 MAX_BOUND = 512
@@ -157,15 +158,22 @@ def bind(backend: Backend, key: KernelKey, device: DeviceInfo) -> BoundKernel:
 
     def make() -> BoundKernel:
         _refuse_in_capture(backend.name, device)
-        kernel = backend.bind(key, device)
-        if not isinstance(kernel, BoundKernel):
-            raise PluginError(
-                f"backend {backend.name!r}: bind returned {type(kernel).__name__}, "
-                "expected a BoundKernel"
-            )
-        return kernel
+        return bind_now(backend, key, device)
 
     return bound_kernels.get_or_make(cached, make)  # type: ignore[no-any-return]
+
+
+def bind_now(backend: Backend, key: KernelKey, device: DeviceInfo) -> BoundKernel:
+    """The backend's kernel for ``key``, as the current plugin protocol has it; kept by nobody."""
+    kernel = backend.bind(key, device)
+    if not isinstance(kernel, BoundKernel):
+        raise PluginError(
+            f"backend {backend.name!r}: bind returned {type(kernel).__name__}, "
+            "expected a BoundKernel"
+        )
+    if registry.state().protocols.get(backend.name, PROTOCOL_CURRENT) < 2:
+        return PositionalKernel(kernel, key.op)
+    return kernel
 
 
 def _resolve(

@@ -31,7 +31,7 @@ class InvalidRequestError(FlashMLAHubError, ValueError):
 
     def __init__(self, argument: str, actual: object, expected: str) -> None:
         self.argument, self.actual, self.expected = argument, actual, expected
-        super().__init__(f"{argument}: got {actual}, expected {expected}")
+        super().__init__(f"{argument}: got {_bounded(actual)}, expected {_bounded(expected)}")
 
 
 class NotSupportedError(FlashMLAHubError, NotImplementedError):
@@ -40,7 +40,8 @@ class NotSupportedError(FlashMLAHubError, NotImplementedError):
     def __init__(self, backend: str, feature: str, value: object, accepted: str) -> None:
         self.backend, self.feature, self.value, self.accepted = backend, feature, value, accepted
         super().__init__(
-            f"backend {backend!r} does not support {feature}={value}; accepted: {accepted}"
+            f"backend {backend!r} does not support {feature}={_bounded(value)}; "
+            f"accepted: {accepted}"
         )
 
 
@@ -58,3 +59,12 @@ class DeviceConflictError(FlashMLAHubError, RuntimeError):
 
 class PluginError(FlashMLAHubError):
     """A plugin broke the plugin contract; the registry quarantines it with this text."""
+
+
+_LONGEST = 500
+
+
+def _bounded(value: object) -> str:
+    """An argument of the caller's in a message: a line of it, however long it is."""
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"

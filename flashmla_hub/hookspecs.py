@@ -1,8 +1,11 @@
 """The plugin contract, carried by pluggy.
 
 An entry point of group ``flashmla_hub.backends`` names a module with
-``FLASHMLA_HUB_PROTOCOL = 1`` and one or both hooks, decorated with ``hookimpl``. Hooks serve
+``FLASHMLA_HUB_PROTOCOL = 2`` and one or both hooks, decorated with ``hookimpl``. Hooks serve
 discovery only; the hot path is a dict. Hook arguments are frozen dataclasses that only grow.
+
+Protocol 1 differs in one thing: ``BoundKernel.run`` took its arguments by position. Its plugins are
+served through ``backend.PositionalKernel``.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from flashmla_hub.device import DeviceInfo, DeviceProbe
 PROJECT = "flashmla_hub"
 ENTRY_POINT_GROUP = "flashmla_hub.backends"
 PROTOCOL_MIN = 1
-PROTOCOL_CURRENT = 1
+PROTOCOL_CURRENT = 2
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from flashmla_hub import calls, compiled, config, registry, validation
+from flashmla_hub import calls, compiled, tracing, validation
+from flashmla_hub.call import PrefillArguments, SparsePrefill
 
 
 def flash_mla_sparse_fwd(
@@ -30,7 +29,7 @@ def flash_mla_sparse_fwd(
         kv: (s_kv, h_kv, d_qk), the dtype of q. V is the first ``d_v`` columns.
         indices: (s_q, h_kv, topk) int32 rows of kv; negative or >= s_kv is ignored, a duplicate
             counts as often as it occurs.
-        sm_scale: finite float.
+        sm_scale: from -1e30 to 1e30.
         attn_sink: (h_q,) float32; out *= sigmoid(lse - sink).
         topk_length: (s_q,) int32, how many entries of a query count.
         out: (s_q, h_q, d_v) in the dtype of q, written in place; may not overlap an input.
@@ -43,55 +42,34 @@ def flash_mla_sparse_fwd(
     Raises:
         InvalidRequestError, NoBackendError, NotSupportedError: as ``flash_mla_with_kvcache``.
     """
-    if torch.compiler.is_compiling():
-        return compiled.prefill(
-            q, kv, indices, sm_scale, d_v, attn_sink, topk_length, out, backend, batch_invariant
-        )
-    return prefill(
+    args = PrefillArguments(
         q, kv, indices, sm_scale, d_v, attn_sink, topk_length, out, backend, batch_invariant
     )
+    if torch.compiler.is_compiling() or tracing.watched():
+        return compiled.prefill(args)
+    return prefill(args)
 
 
-def prefill(
-    q: Any, kv: Any, indices: Any, sm_scale: Any, d_v: Any, attn_sink: Any, topk_length: Any,
-    out: Any, backend: Any, batch_invariant: Any,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The eager path; also what the op of torch.compile runs."""
-
-    tail = (backend, config.changed(), registry.loaded())
-    try:
-        tensors = (q, kv, indices, attn_sink, topk_length)
-        low_bits = (q.data_ptr() | kv.data_ptr()) & 15
-        scalars = (sm_scale, d_v, batch_invariant)
-        facts: tuple[Any, ...] = (
-            "prefill", *map(calls.tensor_facts, tensors), low_bits, scalars, tail,
-        )  # fmt: skip
-        prepared = calls.known(facts)
-        grad = q.requires_grad or kv.requires_grad
-    except (AttributeError, TypeError):  # not a tensor, or not hashable: the checks say which
-        prepared, grad, facts, low_bits = None, False, (), 1
-    if prepared is None or (grad and torch.is_grad_enabled()):
-
-        def check() -> validation.Checked:
-            return validation.prefill(
-                q, kv, indices, sm_scale, d_v, attn_sink, topk_length,
-                batch_invariant=batch_invariant, aligned=low_bits == 0,
-            )  # fmt: skip
-
-        prepared = calls.prepare(facts, check, q, backend)
-    checked = prepared.checked
-    s_q, h_q, _ = q.shape
-    if out is not None:
-        validation.output("out", out, (s_q, h_q, checked.key.d_v), q.dtype, q)
-        inputs = {"q": q, "kv": kv, "indices": indices, "attn_sink": attn_sink,
-                  "topk_length": topk_length}  # fmt: skip
-        validation.no_overlap({"out": out}, inputs)
+def prefill(args: PrefillArguments) -> tuple[Tensor, Tensor, Tensor]:
+    """The eager path; also what the ops of torch.compile run."""
+    prepared, real = calls.prepare(args, validation.prefill)
+    if prepared is None:
+        return compiled.prefill(args)
+    q = real.q
+    if args.out is not None:
+        validation.no_overlap(args)
     if prepared.route is None:
-        result = q.new_empty((s_q, h_q, checked.key.d_v)) if out is None else out
-        rows = q.new_empty((s_q, h_q), dtype=torch.float32)
-        return result.zero_(), rows.fill_(float("-inf")), torch.full_like(rows, float("inf"))
+        s_q, h_q, _ = q.shape
+        rows = q.new_full((s_q, h_q), float("-inf"), dtype=torch.float32)
+        empty = q.new_zeros((s_q, h_q, prepared.checked.key.d_v))
+        return calls.store(empty, args.out), rows, torch.full_like(rows, float("inf"))
+    out = args.out if calls.writable(args.out) else None
+    if out is not None and out.stride(-1) != 1:
+        out = None
     got, max_logits, lse = prepared.kernel.run(
-        q, kv, indices, checked.scale, calls.contiguous_or_none(out), None, None, topk_length,
-        attn_sink, None,
+        SparsePrefill(
+            q, real.kv, real.indices, prepared.checked.scale, out, None, None, real.topk_length,
+            real.attn_sink, None,
+        )
     )  # fmt: skip
-    return calls.store(got, out), max_logits, lse
+    return calls.store(got, args.out), max_logits, lse

@@ -22,7 +22,7 @@ from flashmla_hub import config, log, plugins
 from flashmla_hub.backend import Backend
 from flashmla_hub.device import DeviceProbe
 from flashmla_hub.errors import InvalidRequestError, PluginError
-from flashmla_hub.hookspecs import PROJECT, BackendQuery, HookSpecs
+from flashmla_hub.hookspecs import PROJECT, PROTOCOL_CURRENT, BackendQuery, HookSpecs
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _IDENTIFY = "flashmla_hub_identify_device"
@@ -44,6 +44,7 @@ class State:
 
     backends: MappingProxyType[str, Backend] = field(default_factory=lambda: MappingProxyType({}))
     owners: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    protocols: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
     quarantined: tuple[Quarantined, ...] = ()
     identify: tuple[tuple[str, Any], ...] = ()
     generation: int = 0
@@ -204,6 +205,7 @@ class _Builder:
         self.base = base
         self.backends = dict(base.backends)
         self.owners = dict(base.owners)
+        self.protocols = dict(base.protocols)
         self.quarantined = list(base.quarantined)
         self.identify = list(base.identify)
 
@@ -230,6 +232,8 @@ class _Builder:
             accepted |= _checked(answer, {**self.backends, **accepted})
         self.backends |= accepted
         self.owners |= dict.fromkeys(accepted, found.dist)
+        spoken = getattr(plugin, "FLASHMLA_HUB_PROTOCOL", PROTOCOL_CURRENT)
+        self.protocols |= dict.fromkeys(accepted, spoken)
         if any(caller.name == _IDENTIFY for caller in callers):
             self.identify.append((found.name, getattr(manager.hook, _IDENTIFY)))
 
@@ -242,6 +246,7 @@ class _Builder:
             self.base,
             backends=MappingProxyType(self.backends),
             owners=MappingProxyType(self.owners),
+            protocols=MappingProxyType(self.protocols),
             quarantined=tuple(self.quarantined),
             identify=tuple(self.identify),
         )

@@ -3,8 +3,10 @@ choice may look at besides). Neither holds lengths: those live on the device (co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from flashmla_hub.errors import InvalidRequestError
 
 DENSE_DECODE = "dense_decode"
 SPARSE_DECODE = "sparse_decode"
@@ -33,10 +35,14 @@ class KernelKey:
         topk_length, attn_sink: whether that optional tensor is given.
         extra_topk, extra_page_block_size, extra_topk_length: the second cache (0/0/False: none).
         batch_invariant: a row's bits must not depend on the rest of the batch (contract C1.13).
-        kv_strides: ``packed``, ``page_strided`` (free stride between pages) or ``token_strided``
-            (free stride between tokens too); ``q_strides``: ``packed`` or ``token_strided``.
-        alignment: 16 where the base addresses and strides of q and k_cache (the last dimension
-            aside) are multiples of 16 bytes, else 1.
+        kv_strides, extra_kv_strides: ``packed``, ``page_strided`` (free stride between pages) or
+            ``token_strided`` (free stride between tokens too), of each cache.
+        q_strides, out_strides: ``packed`` or ``token_strided`` (any but the last dimension's, which
+            is contiguous).
+        q_alignment, kv_alignment, extra_kv_alignment, out_alignment: bytes (1, 2, 4, 8 or 16) that
+            the tensor's base address and strides are multiples of; dimensions of size 1 and the
+            last one aside, and token strides that a page-wise layout fixes. 16 for a tensor that
+            is not there.
     """
 
     op: str = DENSE_DECODE
@@ -58,7 +64,18 @@ class KernelKey:
     batch_invariant: bool = False
     kv_strides: str = PACKED
     q_strides: str = PACKED
-    alignment: int = 16
+    extra_kv_strides: str = PACKED
+    out_strides: str = PACKED
+    q_alignment: int = 16
+    kv_alignment: int = 16
+    extra_kv_alignment: int = 16
+    out_alignment: int = 16
+
+    @property
+    def alignment(self) -> int:
+        """16 or 1, of q and k_cache together: what plugin protocol 1 has instead of a field for
+        each tensor."""
+        return 16 if min(self.q_alignment, self.kv_alignment) >= 16 else 1
 
     def with_(self, **changes: Any) -> KernelKey:
         return replace(self, **changes)
@@ -77,9 +94,34 @@ class KernelKey:
 
 _OPTIONAL = (
     "kv_format", "causal", "topk", "topk_length", "attn_sink", "extra_topk",
-    "extra_page_block_size", "extra_topk_length", "batch_invariant", "kv_strides",
-    "q_strides", "alignment",
+    "extra_page_block_size", "extra_topk_length", "batch_invariant", "kv_strides", "q_strides",
+    "extra_kv_strides", "out_strides", "q_alignment", "kv_alignment", "extra_kv_alignment",
+    "out_alignment",
 )  # fmt: skip
+
+
+_MAY_BE_0 = ("topk", "extra_topk", "extra_page_block_size")
+
+
+def check_key(key: KernelKey) -> KernelKey:
+    """A key that somebody wrote by hand, if its numbers are those of a request.
+
+    Raises:
+        InvalidRequestError: naming the field. Declarations may then rely on types and sizes; a
+            word that nobody knows (an op, a dtype) is theirs to refuse.
+    """
+    for item in fields(KernelKey):
+        name, value, default = item.name, getattr(key, item.name), item.default
+        if type(value) is not type(default):
+            raise InvalidRequestError(f"KernelKey.{name}", repr(value), type(default).__name__)
+        if name.endswith("_alignment") and value not in (1, 2, 4, 8, 16):
+            raise InvalidRequestError(f"KernelKey.{name}", value, "1 | 2 | 4 | 8 | 16")
+        if type(value) is int and value < (0 if name in _MAY_BE_0 else 1):
+            least = 0 if name in _MAY_BE_0 else 1
+            raise InvalidRequestError(f"KernelKey.{name}", value, f"{least} or more")
+    if key.h_q % key.h_kv:
+        raise InvalidRequestError("KernelKey.h_q % h_kv", f"{key.h_q} % {key.h_kv}", "0")
+    return key
 
 
 def size_class(n: int) -> int:

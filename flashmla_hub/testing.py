@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flashmla_hub import api, registry
+from flashmla_hub import api, dispatch, registry
 from flashmla_hub.backend import Backend, BoundKernel
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import KernelKey
@@ -36,4 +36,4 @@ def bind_unchecked(
     conformance suite puts it to the test. Nothing is cached.
     """
     chosen = registry.get(backend) if isinstance(backend, str) else backend
-    return chosen.bind(key, api.resolve_device(device))
+    return dispatch.bind_now(chosen, key, api.resolve_device(device))

@@ -1,6 +1,7 @@
 """From the arguments of a public call to a KernelKey, or InvalidRequestError (contract C5.1).
 
-Nothing here reads a value from the device, and nothing knows a backend.
+Nothing here reads a value from the device, and nothing knows a backend. ``check_decode`` and
+``check_prefill`` look at shapes, dtypes and scalars alone, so they also run on fake tensors.
 """
 
 from __future__ import annotations
@@ -11,17 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashmla_hub import checks, kv_format
-from flashmla_hub.errors import InvalidRequestError
-from flashmla_hub.request import (
-    DENSE_DECODE,
-    PACKED,
-    PAGE_STRIDED,
-    SPARSE_DECODE,
-    SPARSE_PREFILL,
-    TOKEN_STRIDED,
-    KernelKey,
-)
+from flashmla_hub import checks, kv_format, strides
+from flashmla_hub.call import OUTPUTS, DecodeArguments, PrefillArguments, tensors_of
+from flashmla_hub.errors import InvalidRequestError, NotSupportedError
+from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
 HEAD_DIMS = ((576, 512), (512, 512), (320, 256))
 _FLOATS = tuple(checks.DTYPE_NAMES)
@@ -32,8 +26,8 @@ class Checked:
     """A valid call: its KernelKey, its rows, its room in tokens per row, and remarks on it."""
 
     key: KernelKey
-    batch: Any
-    capacity: Any
+    batch: int
+    capacity: int
     scale: float
     notes: tuple[str, ...] = ()
 
@@ -43,109 +37,98 @@ class Checked:
         return bool(self.batch == 0 or self.capacity == 0)
 
 
-def decode(
-    q: Any,
-    k_cache: Any,
-    block_table: Any,
-    cache_seqlens: Any,
-    head_dim_v: Any,
-    softmax_scale: Any = None,
-    causal: Any = False,
-    is_fp8_kvcache: Any = None,
-    indices: Any = None,
-    attn_sink: Any = None,
-    extra_k_cache: Any = None,
-    extra_indices: Any = None,
-    topk_length: Any = None,
-    extra_topk_length: Any = None,
-    *,
-    batch_invariant: Any = False,
-    layout: Any = None,
-    aligned: bool = True,
-) -> Checked:
-    """Check a decode call, dense or sparse (``indices`` given).
+@dataclass(frozen=True)
+class Facts:
+    """What the checks found: fields of KernelKey by name, and what else a call is made of. Sizes
+    are symbolic while torch.compile traces."""
 
-    ``aligned``: whether the base addresses are multiples of 16 bytes (a symbolic tensor has none).
-    """
-    checks.no_grad(q=q, k_cache=k_cache, extra_k_cache=extra_k_cache)
+    fields: dict[str, Any]
+    batch: Any
+    capacity: Any
+    scale: float
+    notes: tuple[str, ...] = ()
+
+
+def decode(args: DecodeArguments) -> Checked:
+    """Check a decode call on tensors in memory, dense or sparse (``indices`` given)."""
+    facts = check_decode(args)
+    name = facts.fields["kv_format"]
+    key = KernelKey(
+        **facts.fields,
+        kv_strides=strides.cache_strides(args.k_cache, name),
+        extra_kv_strides=strides.cache_strides(args.extra_k_cache, name),
+        kv_alignment=strides.cache_alignment(args.k_cache, name),
+        extra_kv_alignment=strides.cache_alignment(args.extra_k_cache, name),
+        **_rows(args.q, args.out),
+    )
+    return Checked(key, facts.batch, facts.capacity, facts.scale, facts.notes)
+
+
+def prefill(args: PrefillArguments) -> Checked:
+    """Check a sparse prefill call on tensors in memory (contract C4.3)."""
+    facts = check_prefill(args)
+    key = KernelKey(
+        **facts.fields,
+        kv_strides=strides.flat_strides(args.kv),
+        kv_alignment=strides.alignment(args.kv),
+        **_rows(args.q, args.out),
+    )
+    return Checked(key, facts.batch, facts.capacity, facts.scale)
+
+
+def check_decode(args: DecodeArguments) -> Facts:
+    """All checks of a decode call that need no memory."""
+    checks.no_grad(tensors_of(args))
+    q, k_cache, indices = args.q, args.k_cache, args.indices
     checks.tensor("q", q, ("batch", "s_q", "h_q", "d_qk"), _FLOATS)
     checks.last_contiguous("q", q)
     batch, s_q, h_q, d_qk = q.shape
     _positive("q.shape", q, "s_q", s_q)
     _positive("q.shape", q, "h_q", h_q)
-    d_v = _head_dims(d_qk, head_dim_v)
-    name, notes = _kv_format(q, k_cache, is_fp8_kvcache, layout, d_qk, d_v)
+    d_v = _head_dims(d_qk, args.head_dim_v)
+    name, notes = _kv_format(args, d_qk, d_v)
     h_kv, page = _cache("k_cache", k_cache, q, name, d_qk, batch)
     _groups(h_q, h_kv)
-    causal = checks.flag("causal", causal)
-    facts: dict[str, Any] = {}
+    causal = checks.flag("causal", args.causal)
+    invariant = checks.flag("batch_invariant", args.batch_invariant)
+    checks.flag("check_values", args.check_values)
+    alias = checks.optional_flag("enable_batch_invariant", args.enable_batch_invariant)
+    _later_generations(args)
+    checks.text("backend", args.backend, "the name of a backend")
+    sparse: dict[str, Any] = {}
     if indices is None:
-        for label, value in (
-            ("attn_sink", attn_sink),
-            ("extra_k_cache", extra_k_cache),
-            ("extra_indices_in_kvcache", extra_indices),
-            ("topk_length", topk_length),
-            ("extra_topk_length", extra_topk_length),
-        ):
-            if value is not None:
+        for label in ("attn_sink", "extra_k_cache", "extra_indices_in_kvcache", "topk_length",
+                      "extra_topk_length"):  # fmt: skip
+            if getattr(args, label) is not None:
                 raise InvalidRequestError(label, "a tensor", "None in a dense call (no indices)")
-        _table(q, block_table, cache_seqlens, batch)
-        capacity = block_table.shape[1] * page
-        facts["causal"] = causal and s_q > 1
+        capacity = _table(args, batch) * page
     else:
         if causal:
             raise InvalidRequestError("causal", True, "False with indices (contract C4.0)")
-        _indices("indices", indices, q, (batch, s_q, "topk"))
-        _optional("topk_length", topk_length, q, (batch,), torch.int32)
-        _optional("attn_sink", attn_sink, q, (h_q,), torch.float32)
-        facts.update(
-            topk=indices.shape[-1],
-            topk_length=topk_length is not None,
-            attn_sink=attn_sink is not None,
-        )
-        facts.update(
-            _extra(q, extra_k_cache, extra_indices, extra_topk_length, name, d_qk, batch, s_q, h_kv)
-        )
-        capacity = facts["topk"] + facts["extra_topk"]
-    key = KernelKey(
-        op=DENSE_DECODE if indices is None else SPARSE_DECODE,
-        s_q=s_q,
-        h_q=h_q,
-        h_kv=h_kv,
-        d_qk=d_qk,
-        d_v=d_v,
-        page_block_size=page,
-        dtype=checks.DTYPE_NAMES[q.dtype],
-        kv_format=name,
-        batch_invariant=checks.flag("batch_invariant", batch_invariant),
-        kv_strides=_kv_strides(k_cache, name),
-        q_strides=PACKED if q.is_contiguous() else TOKEN_STRIDED,
-        alignment=16 if aligned and _aligned(q, 3) and _aligned(k_cache, 3) else 1,
-        **facts,
-    )
-    scale = checks.scale("softmax_scale", softmax_scale, d_qk)
-    return Checked(key, batch, capacity, scale, notes)
+        _int32("indices", indices, q, (batch, s_q, "topk"))
+        sparse = _sparse(args, batch, h_q) | _extra(args, name, batch, h_kv)
+        capacity = sparse["topk"] + sparse["extra_topk"]
+    _output("out", args.out, (batch, s_q, h_q, d_v), q.dtype, q)
+    _output("lse_out", args.lse_out, (batch, h_q, s_q), torch.float32, q)
+    fields = {
+        "op": DENSE_DECODE if indices is None else SPARSE_DECODE,
+        "s_q": s_q, "h_q": h_q, "h_kv": h_kv, "d_qk": d_qk, "d_v": d_v, "page_block_size": page,
+        "dtype": checks.DTYPE_NAMES[q.dtype], "kv_format": name, "causal": causal and s_q > 1,
+        "batch_invariant": invariant or bool(alias), **sparse,
+    }  # fmt: skip
+    scale = checks.scale("softmax_scale", args.softmax_scale, d_qk)
+    return Facts(fields, batch, capacity, scale, notes)
 
 
-def prefill(
-    q: Any,
-    kv: Any,
-    indices: Any,
-    sm_scale: Any,
-    d_v: Any = 512,
-    attn_sink: Any = None,
-    topk_length: Any = None,
-    *,
-    batch_invariant: Any = False,
-    aligned: bool = True,
-) -> Checked:
-    """Check a sparse prefill call (contract C4.3)."""
-    checks.no_grad(q=q, kv=kv)
+def check_prefill(args: PrefillArguments) -> Facts:
+    """All checks of a sparse prefill call that need no memory."""
+    checks.no_grad(tensors_of(args))
+    q, kv = args.q, args.kv
     checks.tensor("q", q, ("s_q", "h_q", "d_qk"), _FLOATS)
     checks.last_contiguous("q", q)
     s_q, h_q, d_qk = q.shape
     _positive("q.shape", q, "h_q", h_q)
-    d_v = _head_dims(d_qk, d_v, "d_v")
+    d_v = _head_dims(d_qk, args.d_v, "d_v")
     checks.tensor("kv", kv, ("s_kv", "h_kv", d_qk), (q.dtype,), q.device)
     checks.last_contiguous("kv", kv)
     h_kv = kv.shape[1]
@@ -153,42 +136,28 @@ def prefill(
     if s_q != 0:
         _positive("kv.shape", kv, "s_kv", kv.shape[0])
     _groups(h_q, h_kv)
-    _indices("indices", indices, q, (s_q, h_kv, "topk"))
-    _optional("topk_length", topk_length, q, (s_q,), torch.int32)
-    _optional("attn_sink", attn_sink, q, (h_q,), torch.float32)
-    packed = kv.stride(1) == d_qk or h_kv == 1
-    packed = packed and (kv.shape[0] <= 1 or kv.stride(0) == h_kv * d_qk)
-    key = KernelKey(
-        op=SPARSE_PREFILL,
-        h_q=h_q,
-        h_kv=h_kv,
-        d_qk=d_qk,
-        d_v=d_v,
-        page_block_size=1,
-        dtype=checks.DTYPE_NAMES[q.dtype],
-        topk=indices.shape[-1],
-        topk_length=topk_length is not None,
-        attn_sink=attn_sink is not None,
-        batch_invariant=checks.flag("batch_invariant", batch_invariant),
-        kv_strides=PACKED if packed else TOKEN_STRIDED,
-        q_strides=PACKED if q.is_contiguous() else TOKEN_STRIDED,
-        alignment=16 if aligned and _aligned(q, 2) and _aligned(kv, 2) else 1,
-    )
-    scale = checks.scale("sm_scale", sm_scale, d_qk)
-    return Checked(key, s_q, indices.shape[-1], scale)
+    _int32("indices", args.indices, q, (s_q, h_kv, "topk"))
+    checks.text("backend", args.backend, "the name of a backend")
+    _output("out", args.out, (s_q, h_q, d_v), q.dtype, q)
+    fields = {
+        "op": SPARSE_PREFILL, "h_q": h_q, "h_kv": h_kv, "d_qk": d_qk, "d_v": d_v,
+        "page_block_size": 1, "dtype": checks.DTYPE_NAMES[q.dtype],
+        "batch_invariant": checks.flag("batch_invariant", args.batch_invariant),
+        **_sparse(args, s_q, h_q),
+    }  # fmt: skip
+    scale = checks.scale("sm_scale", args.sm_scale, d_qk)
+    return Facts(fields, s_q, args.indices.shape[-1], scale)
 
 
-def output(name: str, value: Any, shape: tuple[Any, ...], dtype: torch.dtype, q: Tensor) -> None:
-    """Check ``out=`` or ``lse_out=``."""
-    checks.tensor(name, value, shape, (dtype,), q.device)
-
-
-def no_overlap(outputs: dict[str, Tensor | None], inputs: dict[str, Tensor | None]) -> None:
+def no_overlap(args: DecodeArguments | PrefillArguments) -> None:
     """Outputs share no memory with an input or with each other (contract C1.8)."""
-    given = [(n, t) for n, t in outputs.items() if t is not None]
-    others = [(n, t) for n, t in inputs.items() if t is not None]
-    for position, (name, target) in enumerate(given):
-        for other, tensor in [*others, *given[:position]]:
+    given = tensors_of(args)
+    outputs = [(n, t) for n, t in given.items() if n in OUTPUTS]
+    inputs = [(n, t) for n, t in given.items() if n not in OUTPUTS]
+    if isinstance(args, DecodeArguments) and args.indices is not None:  # ignored, never read
+        inputs = [(n, t) for n, t in inputs if n not in ("block_table", "cache_seqlens")]
+    for position, (name, target) in enumerate(outputs):
+        for other, tensor in [*inputs, *outputs[:position]]:
             if checks.overlaps(target, tensor):
                 raise InvalidRequestError(name, f"memory shared with {other}", "memory of its own")
 
@@ -215,6 +184,19 @@ def values(checked: Checked, k_cache: Tensor, block_table: Tensor, cache_seqlens
         )
 
 
+def _rows(q: Tensor, out: Tensor | None) -> dict[str, Any]:
+    """Strides and alignment of q and out. An out whose last dimension is strided is not handed to
+    a kernel at all: the hub copies into it."""
+    if out is not None and out.stride(-1) != 1:
+        out = None
+    return {
+        "q_strides": strides.row_strides(q),
+        "q_alignment": strides.alignment(q),
+        "out_strides": strides.row_strides(out),
+        "out_alignment": strides.alignment(out),
+    }
+
+
 def _positive(name: str, value: Tensor, label: str, size: Any) -> None:
     if size < 1:
         raise InvalidRequestError(name, tuple(value.shape), f"{label} >= 1")
@@ -223,20 +205,37 @@ def _positive(name: str, value: Tensor, label: str, size: Any) -> None:
 def _head_dims(d_qk: Any, d_v: Any, label: str = "head_dim_v") -> int:
     dims = " | ".join(f"{a}/{b}" for a, b in HEAD_DIMS)
     if isinstance(d_v, bool) or not isinstance(d_v, int):
-        raise InvalidRequestError(label, repr(d_v), f"an int; d_qk/{label} of {dims}")
+        raise InvalidRequestError(label, checks.describe(d_v), f"an int; d_qk/{label} of {dims}")
     for known_qk, known_v in HEAD_DIMS:
         if d_qk == known_qk and d_v == known_v:
             return known_v
-    raise InvalidRequestError(f"q.shape[-1]/{label}", f"{d_qk}/{d_v}", dims)
+    given = d_v if abs(d_v) < 1 << 31 else checks.describe(d_v)
+    raise InvalidRequestError(f"q.shape[-1]/{label}", f"{d_qk}/{given}", dims)
 
 
-def _kv_format(
-    q: Tensor, k_cache: Any, is_fp8: Any, layout: Any, d_qk: Any, d_v: int
-) -> tuple[str, tuple[str, ...]]:
-    if is_fp8 is not None:
-        checks.flag("is_fp8_kvcache", is_fp8)
+def _later_generations(args: DecodeArguments) -> None:
+    """``use_legacy`` chooses between kernels of one package and means nothing here; the others
+    change the result and are refused by name until a layout takes them (contract C2.1b)."""
+    checks.optional_flag("use_legacy", args.use_legacy)
+    for name in ("descale_q", "descale_k"):
+        value = getattr(args, name)
+        if value is not None:
+            checks.tensor(name, value, (1,), (torch.float32,), args.q.device)
+            raise NotSupportedError("flashmla_hub", name, "a tensor", "None")
+    topk = args.indexer_topk
+    if isinstance(topk, bool) or not isinstance(topk, int):
+        raise InvalidRequestError("indexer_topk", checks.describe(topk), "0")
+    if topk:
+        raise NotSupportedError("flashmla_hub", "indexer_topk", checks.describe(topk), "0")
+
+
+def _kv_format(args: DecodeArguments, d_qk: Any, d_v: int) -> tuple[str, tuple[str, ...]]:
+    """(id of the layout, remarks)"""
+    k_cache = args.k_cache
+    is_fp8 = checks.optional_flag("is_fp8_kvcache", args.is_fp8_kvcache)
     checks.tensor("k_cache", k_cache, ("num_blocks", "page_block_size", "h_kv", "d"))
-    one_byte = k_cache.dtype in checks.ONE_BYTE
+    layout = checks.text("kv_format", args.kv_format, "the id of a layout")
+    one_byte = k_cache.element_size() == 1
     if is_fp8 is None:
         is_fp8 = one_byte
     if is_fp8 != one_byte:
@@ -246,10 +245,10 @@ def _kv_format(
         )
     if not is_fp8:
         if layout not in (None, "dense"):
-            raise InvalidRequestError("kv_format", layout, "None or 'dense' for this k_cache.dtype")
+            raise InvalidRequestError(
+                "kv_format", checks.describe(layout), "None or 'dense' for this k_cache.dtype"
+            )
         return "dense", ()
-    if layout is not None and not isinstance(layout, str):
-        raise InvalidRequestError("kv_format", repr(layout), "the id of a layout, a str, or None")
     found = kv_format.get(kv_format.default_for(d_qk) if layout is None else layout.lower())
     if (d_qk, d_v) != (found.d_qk, found.d_v):
         raise InvalidRequestError(
@@ -280,30 +279,40 @@ def _groups(h_q: Any, h_kv: Any) -> None:
         raise InvalidRequestError("h_q % h_kv", f"{h_q} % {h_kv}", "0: whole groups of query heads")
 
 
-def _table(q: Tensor, block_table: Any, cache_seqlens: Any, batch: Any) -> None:
-    checks.tensor("block_table", block_table, (batch, "max_blocks"), (torch.int32,), q.device)
-    checks.last_contiguous("block_table", block_table)
-    checks.tensor("cache_seqlens", cache_seqlens, (batch,), (torch.int32,), q.device)
-    checks.last_contiguous("cache_seqlens", cache_seqlens)
+def _table(args: DecodeArguments, batch: Any) -> Any:
+    """The width of the block table."""
+    table = _int32("block_table", args.block_table, args.q, (batch, "max_blocks"))
+    _int32("cache_seqlens", args.cache_seqlens, args.q, (batch,))
+    return table.shape[1]
 
 
-def _indices(label: str, value: Any, q: Tensor, shape: tuple[Any, ...]) -> None:
+def _int32(label: str, value: Any, q: Tensor, shape: tuple[Any, ...]) -> Tensor:
     checks.tensor(label, value, shape, (torch.int32,), q.device)
     checks.last_contiguous(label, value)
+    return value  # type: ignore[no-any-return]
 
 
-def _optional(
-    label: str, value: Any, q: Tensor, shape: tuple[Any, ...], dtype: torch.dtype
-) -> None:
-    if value is not None:
-        checks.tensor(label, value, shape, (dtype,), q.device)
-        checks.last_contiguous(label, value)
+def _sparse(args: DecodeArguments | PrefillArguments, rows: Any, h_q: Any) -> dict[str, Any]:
+    """What both sparse ops share; their indices have been checked."""
+    if args.topk_length is not None:
+        _int32("topk_length", args.topk_length, args.q, (rows,))
+    if args.attn_sink is not None:
+        checks.tensor("attn_sink", args.attn_sink, (h_q,), (torch.float32,), args.q.device)
+        checks.last_contiguous("attn_sink", args.attn_sink)
+    assert args.indices is not None
+    return {
+        "topk": args.indices.shape[-1],
+        "topk_length": args.topk_length is not None,
+        "attn_sink": args.attn_sink is not None,
+    }
 
 
-def _extra(
-    q: Tensor, cache: Any, indices: Any, length: Any, name: str, d_qk: Any, batch: Any, s_q: Any,
-    h_kv: Any,
-) -> dict[str, Any]:  # fmt: skip
+def _extra(args: DecodeArguments, name: str, batch: Any, h_kv: Any) -> dict[str, Any]:
+    cache, indices, length = (
+        args.extra_k_cache,
+        args.extra_indices_in_kvcache,
+        (args.extra_topk_length),
+    )
     if cache is None and indices is None:
         if length is not None:
             raise InvalidRequestError("extra_topk_length", "a tensor", "None without extra_k_cache")
@@ -311,11 +320,13 @@ def _extra(
     if cache is None or indices is None:
         label = "extra_k_cache" if cache is None else "extra_indices_in_kvcache"
         raise InvalidRequestError(label, "None", "given together with its counterpart, or neither")
-    heads, page = _cache("extra_k_cache", cache, q, name, d_qk, batch)
+    q = args.q
+    heads, page = _cache("extra_k_cache", cache, q, name, q.shape[-1], batch)
     if heads != h_kv:
         raise InvalidRequestError("extra_k_cache.shape[2]", heads, f"{h_kv}, the h_kv of k_cache")
-    _indices("extra_indices_in_kvcache", indices, q, (batch, s_q, "extra_topk"))
-    _optional("extra_topk_length", length, q, (batch,), torch.int32)
+    _int32("extra_indices_in_kvcache", indices, q, (batch, q.shape[1], "extra_topk"))
+    if length is not None:
+        _int32("extra_topk_length", length, q, (batch,))
     return {
         "extra_topk": indices.shape[-1],
         "extra_page_block_size": page,
@@ -323,21 +334,7 @@ def _extra(
     }
 
 
-def _kv_strides(cache: Tensor, name: str) -> str:
-    """Dimensions of size 1 have no stride that matters. Some layouts round packed pages up."""
-    blocks, page, h_kv, width = cache.shape
-    s_block, s_token, s_head, _ = cache.stride()
-    if not (h_kv == 1 or s_head == width) or not (page == 1 or s_token == h_kv * width):
-        return TOKEN_STRIDED
-    packed = page * h_kv * width if name == "dense" else kv_format.get(name).page_stride(page)
-    return PACKED if blocks <= 1 or s_block == packed else PAGE_STRIDED
-
-
-def _aligned(x: Tensor, dims: int) -> bool:
-    """Whether the strides that address rows are multiples of 16 bytes.
-
-    For 1-byte caches only pages are looked at: their token layouts are fixed by C3.
-    """
-    size = x.element_size()
-    dims = 1 if size == 1 else dims
-    return all(x.stride(i) * size % 16 == 0 for i in range(dims) if x.shape[i] > 1)
+def _output(name: str, value: Any, shape: tuple[Any, ...], dtype: torch.dtype, q: Tensor) -> None:
+    if value is not None:
+        checks.tensor(name, value, shape, (dtype,), q.device)
+        checks.one_place_each(name, value)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends._ports.rows import deliver, safe_rows
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.request import KernelKey
 
 Metadata = Callable[[Tensor, int, int], tuple[Any, Any]]
@@ -42,8 +43,8 @@ class DenseKernel(BoundKernel):
         self._key = key
         self._max_batch = max_batch
 
-    def run(self, *args: Any) -> tuple[Tensor, Tensor]:
-        q, k_cache, block_table, cache_seqlens, scale, out, lse, _ = args
+    def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
+        q, k_cache, block_table, cache_seqlens, scale, out, lse = call[:7]
         table, lens = safe_rows(block_table, cache_seqlens, k_cache.shape[1])
         limit = self._max_batch or q.shape[0]
         parts = [

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends._ports.rows import buffer, deliver
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.request import KernelKey
@@ -67,8 +68,8 @@ class DecodeKernel(BoundKernel):
         slots.scatter_(0, place.flatten(), slot.masked_fill(~seen, 0).flatten())
         return Slots(indptr, slots)
 
-    def run(self, *args: Any) -> tuple[Tensor, Tensor]:
-        q, k_cache, _, _, scale, out, lse, plan = args
+    def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
+        q, k_cache, _, _, scale, out, lse, plan = call[:8]
         if k_cache.numel() * k_cache.element_size() > MAX_CACHE_BYTES:
             raise NotSupportedError(
                 "amd",

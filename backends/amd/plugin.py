@@ -20,7 +20,7 @@ from flashmla_hub.device import DeviceInfo
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 from flashmla_hub.request import KernelKey
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 DEVICES = (DeviceClass("amd", ("gfx942", "gfx950")),)
 

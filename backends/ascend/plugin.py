@@ -18,7 +18,7 @@ from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 from flashmla_hub.request import KernelKey
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 REASON = (
     "torch_npu.atb.npu_multi_head_latent_attention returns no lse and needs the lengths on the "

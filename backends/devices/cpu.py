@@ -5,7 +5,7 @@ from __future__ import annotations
 from flashmla_hub.device import DeviceInfo, DeviceProbe
 from flashmla_hub.hookspecs import hookimpl
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 
 @hookimpl

@@ -10,7 +10,7 @@ from flashmla_hub.backends.devices._facts import capability, describe, torch_bui
 from flashmla_hub.device import DeviceInfo, DeviceProbe
 from flashmla_hub.hookspecs import hookimpl
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 ARCHS = {(7, 0): "ivcore10", (7, 1): "ivcore11"}
 

@@ -13,7 +13,7 @@ from flashmla_hub.backends.devices._facts import describe, torch_build
 from flashmla_hub.device import DeviceInfo, DeviceProbe
 from flashmla_hub.hookspecs import hookimpl
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 ARCHS = {"5": "xcore1000", "6": "xcore1500"}  # C500, C550, C588; C600
 

@@ -10,7 +10,7 @@ from flashmla_hub.backends.devices._facts import describe
 from flashmla_hub.device import DeviceInfo, DeviceProbe
 from flashmla_hub.hookspecs import hookimpl
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 # torch device type -> (vendor, runtime, confidence)
 TYPES = {

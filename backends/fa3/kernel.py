@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends._ports.rows import deliver, safe_rows
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.request import KernelKey
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class PagedDecode(BoundKernel):
         self._call = module.flash_attn_with_kvcache
         self._key = key
 
-    def run(self, *args: Any) -> tuple[Tensor, Tensor]:
-        q, k_cache, block_table, cache_seqlens, scale, out, lse, _ = args
+    def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
+        q, k_cache, block_table, cache_seqlens, scale, out, lse = call[:7]
         d_v = self._key.d_v
         table, lens = safe_rows(block_table, cache_seqlens, self._key.page_block_size)
         keys, paged = self._keys(k_cache, table, cache_seqlens)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from flashmla_hub.bench.shapes import Case
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 DEVICES = (DeviceClass("nvidia", ("sm_90",)),)
 

@@ -18,7 +18,7 @@ from flashmla_hub.device import DeviceInfo
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 from flashmla_hub.request import PACKED, PAGE_STRIDED, SPARSE_DECODE, KernelKey
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90")
 FP8_NVIDIA = ("sm_89", "sm_90")  # the kernel reads e4m3 values with the hardware's conversion

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends._ports.rows import deliver, valid_entries
+from flashmla_hub.call import SparseDecode
 from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.request import KernelKey
 
@@ -25,14 +26,13 @@ class SparseKernel(BoundKernel):
         self._call = module.flash_mla_with_kvcache
         self._key = key
 
-    def run(self, *args: Any) -> tuple[Tensor, Tensor]:
-        q, cache, indices, scale, out, lse, length, sink, extra, extra_indices, extra_length, _ = (
-            args
-        )
+    def run(self, call: SparseDecode) -> tuple[Tensor, Tensor]:
+        q, cache, indices, scale, out, lse, length, sink = call[:8]
+        extra, extra_indices = call.extra_k_cache, call.extra_indices
         entries, count = self._front(indices, cache, length)
         more: dict[str, Any] = {}
-        if extra is not None:
-            extra_entries, extra_count = self._front(extra_indices, extra, extra_length)
+        if extra is not None and extra_indices is not None:
+            extra_entries, extra_count = self._front(extra_indices, extra, call.extra_topk_length)
             more = {
                 "extra_k_cache": extra.view(torch.uint8),
                 "extra_indices_in_kvcache": extra_entries,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends._ports.rows import deliver
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.request import KernelKey
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class PagedMLA(BoundKernel):
         capacity = block_table.shape[1] * self._key.page_block_size
         return Plan(cache_seqlens.clamp(0, capacity).cpu())
 
-    def run(self, *args: Any) -> tuple[Tensor, Tensor]:
-        q, k_cache, block_table, _, scale, out, lse, plan = args
+    def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
+        q, k_cache, block_table, _, scale, out, lse, plan = call[:8]
         batch, s_q, h_q, d_qk = q.shape
         d_v = self._key.d_v
         wrapper = self._planned(q, block_table, scale, plan)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from flashmla_hub.bench.shapes import Case
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90")
 GET = "pip install flashinfer-python"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, empty_like
 
 from flashmla_hub.backend import BoundKernel
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.request import KernelKey
 
@@ -31,7 +32,7 @@ class CallForm(NamedTuple):
     lse_like: Tensor
 
 
-class DenseDecode(BoundKernel):
+class DenseKernel(BoundKernel):
     """Immutable but for caches of host memory: the forms of calls, tensor maps and per-thread
     argument buffers."""
 
@@ -59,21 +60,12 @@ class DenseDecode(BoundKernel):
         self._launch = Launcher(driver, index)
         self._arguments = Arguments(driver, kernels)
 
-    def run(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        block_table: Tensor,
-        cache_seqlens: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        plan: Any,
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
+        arguments = call[:7]
         if self._runtime.current_device() == self._index:
-            return self._run(q, k_cache, block_table, cache_seqlens, softmax_scale, out, lse)
+            return self._run(*arguments)
         with self._runtime.guard(self._index):
-            return self._run(q, k_cache, block_table, cache_seqlens, softmax_scale, out, lse)
+            return self._run(*arguments)
 
     def repeat(
         self, q: Tensor, k_cache: Tensor, block_table: Tensor, cache_seqlens: Tensor, scale: float
@@ -87,7 +79,7 @@ class DenseDecode(BoundKernel):
             q: Tensor, k_cache: Tensor, block_table: Tensor, cache_seqlens: Tensor
         ) -> tuple[Tensor, Tensor]:
             if current() != index:
-                return self.run(q, k_cache, block_table, cache_seqlens, scale, None, None, None)
+                return self.run(DenseDecode(q, k_cache, block_table, cache_seqlens, scale))
             out, lse = empty_like(form.out_like), empty_like(form.lse_like)
             launch(form.prepared, q, k_cache, block_table, cache_seqlens, out, lse)
             return out, lse

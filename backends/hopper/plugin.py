@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .units import Unit
     from .variants import Variant
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 DENSE = Capabilities(
     devices=(DeviceClass("nvidia", ("sm_90",)),),
@@ -42,10 +42,11 @@ DENSE = Capabilities(
     batch_invariant=True,
     kv_strides=(PACKED, PAGE_STRIDED, TOKEN_STRIDED),
     q_strides=(PACKED, TOKEN_STRIDED),
+    out_strides=(PACKED, TOKEN_STRIDED),
     alignment=16,
     cuda_graph=True,
     torch_compile=True,
-    rewrites=("fold_s_q",),
+    rewrites=("contiguous_q", "fold_s_q"),
 )
 
 
@@ -119,7 +120,7 @@ class HopperBackend(Backend):
         reasons = unsupported_reasons(self.capabilities(device), key, device)
         if reasons:
             raise NotSupportedError(self.name, "request", key.summary(), "; ".join(reasons))
-        from .bound import DenseDecode
+        from .bound import DenseKernel
         from .geometry import variant_for
         from .runtime import TorchCuda
 
@@ -135,7 +136,7 @@ class HopperBackend(Backend):
         with runtime.guard(device.index):
             kernels, driver = self._load(variant, device)
         sms = device.multiprocessors or runtime.multiprocessors(device.index)
-        return DenseDecode(key, variant, kernels, driver, runtime, device.index, sms, setting)
+        return DenseKernel(key, variant, kernels, driver, runtime, device.index, sms, setting)
 
     def _load(self, variant: Variant, device: DeviceInfo) -> tuple[Kernels, Any]:
         from .build import BuildError

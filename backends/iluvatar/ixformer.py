@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from types import ModuleType
-from typing import Any
 
 from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends._ports.rows import buffer, deliver, safe_rows
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.request import KernelKey
 
@@ -33,8 +33,8 @@ class PagedKernel(BoundKernel):
             )
         self._key = key
 
-    def run(self, *args: Any) -> tuple[Tensor, Tensor]:
-        q, k_cache, block_table, cache_seqlens, scale, out, lse, _ = args
+    def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
+        q, k_cache, block_table, cache_seqlens, scale, out, lse = call[:7]
         batch, _, h_q, d_qk = q.shape
         page = k_cache.shape[1]
         table, lens = safe_rows(block_table, cache_seqlens, page)

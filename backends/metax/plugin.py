@@ -27,7 +27,7 @@ from flashmla_hub.request import (
     KernelKey,
 )
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 DEVICES = (DeviceClass("metax"),)
 GET = (

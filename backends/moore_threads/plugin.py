@@ -20,7 +20,7 @@ from flashmla_hub.device import DeviceInfo
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 from flashmla_hub.request import PACKED, PAGE_STRIDED, TOKEN_STRIDED, KernelKey
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 DEVICES = (DeviceClass("moore_threads", ("mp_31",)),)
 MAX_BATCH = 4095

@@ -1,4 +1,4 @@
-"""The bound kernels of the three ops. Immutable; arguments as flashmla_hub.backend.BoundKernel."""
+"""The bound kernels of the three ops. Immutable."""
 
 from __future__ import annotations
 
@@ -12,105 +12,72 @@ from torch import Tensor
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends.torch_ref.attention import attend, compute_dtype
 from flashmla_hub.backends.torch_ref.sources import PagedSource, Pool, SlotSource
+from flashmla_hub.call import DenseDecode, SparseDecode, SparsePrefill
 from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
 
 @dataclass(frozen=True)
-class DenseDecode(BoundKernel):
+class DenseKernel(BoundKernel):
     key: KernelKey
 
-    def run(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        block_table: Tensor,
-        cache_seqlens: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        plan: None,
-    ) -> tuple[Tensor, Tensor]:
-        key = self.key
+    def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
+        key, q = self.key, call.q
         with _as_written(q.device):
             compute = compute_dtype(q.dtype, q.device)
-            pool = Pool(k_cache, key.kv_format, compute)
-            source = PagedSource(pool, block_table, cache_seqlens, key.s_q, key.causal)
-            new_out, new_lse, _ = attend(q, key.h_kv, key.d_v, [source], softmax_scale, compute)
-            return _store(new_out, out), _store(new_lse.transpose(1, 2), lse)
+            pool = Pool(call.k_cache, key.kv_format, compute)
+            table, lens = call.block_table, call.cache_seqlens
+            source = PagedSource(pool, table, lens, key.s_q, key.causal)
+            out, lse, _ = attend(q, key.h_kv, key.d_v, [source], call.softmax_scale, compute)
+            return _store(out, call.out), _store(lse.transpose(1, 2), call.lse)
 
 
 @dataclass(frozen=True)
-class SparseDecode(BoundKernel):
+class SparseKernel(BoundKernel):
     key: KernelKey
 
-    def run(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        indices: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        topk_length: Tensor | None,
-        attn_sink: Tensor | None,
-        extra_k_cache: Tensor | None,
-        extra_indices: Tensor | None,
-        extra_topk_length: Tensor | None,
-        plan: None,
-    ) -> tuple[Tensor, Tensor]:
-        key, batch = self.key, q.shape[0]
+    def run(self, call: SparseDecode) -> tuple[Tensor, Tensor]:
+        key, q, batch = self.key, call.q, call.q.shape[0]
         with _as_written(q.device):
             compute = compute_dtype(q.dtype, q.device)
-            caches = [(k_cache, indices, topk_length)]
-            if extra_k_cache is not None and extra_indices is not None:
-                caches.append((extra_k_cache, extra_indices, extra_topk_length))
+            caches = [(call.k_cache, call.indices, call.topk_length)]
+            if call.extra_k_cache is not None and call.extra_indices is not None:
+                caches.append((call.extra_k_cache, call.extra_indices, call.extra_topk_length))
             sources = []
             for cache, slots, length in caches:  # each query is a row with its own list
                 per_query = None if length is None else length.repeat_interleave(key.s_q)
                 pool = Pool(cache, key.kv_format, compute)
                 sources.append(SlotSource(pool, slots.flatten(0, 1).unsqueeze(1), per_query))
             queries = q.flatten(0, 1).unsqueeze(1)
-            new_out, new_lse, _ = attend(
-                queries, key.h_kv, key.d_v, sources, softmax_scale, compute, attn_sink
+            out, lse, _ = attend(
+                queries, key.h_kv, key.d_v, sources, call.softmax_scale, compute, call.attn_sink
             )
-            new_lse = new_lse.view(batch, key.s_q, key.h_q).transpose(1, 2)
-            return _store(new_out.view(*q.shape[:3], key.d_v), out), _store(new_lse, lse)
+            lse = lse.view(batch, key.s_q, key.h_q).transpose(1, 2)
+            return _store(out.view(*q.shape[:3], key.d_v), call.out), _store(lse, call.lse)
 
 
 @dataclass(frozen=True)
-class SparsePrefill(BoundKernel):
+class PrefillKernel(BoundKernel):
     key: KernelKey
 
-    def run(
-        self,
-        q: Tensor,
-        kv: Tensor,
-        indices: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        max_logits: Tensor | None,
-        topk_length: Tensor | None,
-        attn_sink: Tensor | None,
-        plan: None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        key = self.key
+    def run(self, call: SparsePrefill) -> tuple[Tensor, Tensor, Tensor]:
+        key, q = self.key, call.q
         with _as_written(q.device):
             compute = compute_dtype(q.dtype, q.device)
-            pool = Pool(kv.unsqueeze(1), key.kv_format, compute)  # pages of one token
-            source = SlotSource(pool, indices, topk_length)
-            new_out, new_lse, new_max = attend(
-                q.unsqueeze(1), key.h_kv, key.d_v, [source], softmax_scale, compute, attn_sink
-            )
-            results = ((new_out, out), (new_max, max_logits), (new_lse, lse))
+            pool = Pool(call.kv.unsqueeze(1), key.kv_format, compute)  # pages of one token
+            source = SlotSource(pool, call.indices, call.topk_length)
+            out, lse, top = attend(
+                q.unsqueeze(1), key.h_kv, key.d_v, [source], call.softmax_scale, compute,
+                call.attn_sink,
+            )  # fmt: skip
+            results = ((out, call.out), (top, call.max_logits), (lse, call.lse))
             stored = [_store(new.squeeze(1), given) for new, given in results]
             return stored[0], stored[1], stored[2]
 
 
 KERNELS: dict[str, Callable[[KernelKey], BoundKernel]] = {
-    DENSE_DECODE: DenseDecode,
-    SPARSE_DECODE: SparseDecode,
-    SPARSE_PREFILL: SparsePrefill,
+    DENSE_DECODE: DenseKernel,
+    SPARSE_DECODE: SparseKernel,
+    SPARSE_PREFILL: PrefillKernel,
 }
 
 

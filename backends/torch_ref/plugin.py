@@ -22,7 +22,7 @@ from flashmla_hub.request import (
     KernelKey,
 )
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 HEAD_DIMS = ((576, 512), (512, 512), (320, 256))
 DTYPES = ("bfloat16", "float16", "float32")
@@ -57,6 +57,7 @@ def _declare(device: DeviceInfo, op: str, kv_formats: tuple[str, ...] = ("dense"
         batch_invariant=device.type == "cpu",
         kv_strides=strides[:2] if any(layout.paged_scales for layout in layouts) else strides,
         q_strides=(PACKED, TOKEN_STRIDED),
+        out_strides=(PACKED, TOKEN_STRIDED),
         cuda_graph=True,
         torch_compile=True,
     )

@@ -32,6 +32,7 @@ from flashmla_hub.backends.triton.host import (
     vectors,
 )
 from flashmla_hub.backends.triton.launch import Launcher, capturing
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import TOKEN_STRIDED, KernelKey
 
@@ -131,17 +132,8 @@ class DenseKernel(BoundKernel):
     def _splits(self) -> bool:
         return self.parts > 1 or self.key.batch_invariant
 
-    def run(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        block_table: Tensor,
-        cache_seqlens: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        plan: object = None,
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
+        q, k_cache, block_table, cache_seqlens, softmax_scale, out, lse = call[:7]
         key = self.key
         batch = q.shape[0]
         shape = (batch, key.s_q, key.h_q, key.d_v)

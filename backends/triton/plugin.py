@@ -36,7 +36,7 @@ from flashmla_hub.request import (
     KernelKey,
 )
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 MIN_TRITON = (3, 6)
 TESTED = "3.6 to 3.9"
@@ -79,6 +79,7 @@ def _declare(op: str, kv_format: str = "dense") -> Capabilities:
         batch_invariant=True,
         kv_strides=strides[:2] if kv_format == "model1" else strides,
         q_strides=(PACKED, TOKEN_STRIDED),
+        out_strides=(PACKED, TOKEN_STRIDED),
         alignment=1 if sparse or fp8 else 16,  # lists have a kernel for strides of any size
         cuda_graph=True,
         torch_compile=True,

@@ -135,7 +135,7 @@ class SparseKernel(BoundKernel):
             yield "gluon", self._gluon, (d, c, i, i, f, d, f, f, f, 1.0, *[1] * 21)
         if not self._gluon or not self.key.batch_invariant:
             yield "sparse", self._main[self.units[0]], self._types(c, 1)
-        if self.key.alignment < 16:
+        if min(self.key.kv_alignment, self.key.extra_kv_alignment) < 16:
             for unit in self.units[1:]:
                 yield f"sparse by {unit}", self._main[unit], self._types(Unaligned(c), WIDE)
         for tile, launcher in self._combine.items():

@@ -7,68 +7,35 @@ from torch import Tensor
 
 from flashmla_hub.backends.triton.host import on_device, resolved, vectors
 from flashmla_hub.backends.triton.sparse_bound import MAX_SLOTS, SparseKernel
+from flashmla_hub.call import DenseDecode, SparseDecode, SparsePrefill
 
 
 class SparseDecodeKernel(SparseKernel):
-    def run(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        indices: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        topk_length: Tensor | None = None,
-        attn_sink: Tensor | None = None,
-        extra_k_cache: Tensor | None = None,
-        extra_indices: Tensor | None = None,
-        extra_topk_length: Tensor | None = None,
-        plan: object = None,
-    ) -> tuple[Tensor, Tensor]:
-        extra = (extra_k_cache, extra_indices, extra_topk_length)
+    def run(self, call: SparseDecode) -> tuple[Tensor, Tensor]:
+        extra = (call.extra_k_cache, call.extra_indices, call.extra_topk_length)
         return self.decode(
-            q, k_cache, indices.unsqueeze(2), topk_length, attn_sink, extra, out, lse,
-            softmax_scale, indices.shape[-1],
+            call.q, call.k_cache, call.indices.unsqueeze(2), call.topk_length, call.attn_sink,
+            extra, call.out, call.lse, call.softmax_scale, call.indices.shape[-1],
         )  # fmt: skip
 
 
 class PagedFp8Kernel(SparseKernel):
     """Dense decode over an FP8 cache: each query token reads its request's tokens by itself."""
 
-    def run(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        block_table: Tensor,
-        cache_seqlens: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        plan: object = None,
-    ) -> tuple[Tensor, Tensor]:
-        width = block_table.shape[1]
+    def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
+        q, table = call.q, call.block_table
+        width = table.shape[1]
         capacity = min(width * self.key.page_block_size, MAX_SLOTS)
-        lists = block_table[:, None, None, :].expand(q.shape[0], self.key.s_q, 1, width)
+        lists = table[:, None, None, :].expand(q.shape[0], self.key.s_q, 1, width)
         return self.decode(
-            q, k_cache, lists, cache_seqlens, None, (None, None, None), out, lse, softmax_scale,
-            capacity,
+            q, call.k_cache, lists, call.cache_seqlens, None, (None, None, None), call.out,
+            call.lse, call.softmax_scale, capacity,
         )  # fmt: skip
 
 
 class SparsePrefillKernel(SparseKernel):
-    def run(
-        self,
-        q: Tensor,
-        kv: Tensor,
-        indices: Tensor,
-        softmax_scale: float,
-        out: Tensor | None,
-        lse: Tensor | None,
-        max_logits: Tensor | None = None,
-        topk_length: Tensor | None = None,
-        attn_sink: Tensor | None = None,
-        plan: object = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def run(self, call: SparsePrefill) -> tuple[Tensor, Tensor, Tensor]:
+        q, kv, indices, softmax_scale, out, lse, max_logits, topk_length, attn_sink, _ = call
         key = self.key
         queries = q.shape[0]
         q, kv = resolved(q), resolved(kv)

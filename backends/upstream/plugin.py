@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from flashmla_hub.bench.shapes import Case
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 INTERFACE = "flash_mla/flash_mla_interface.py"
 GET = "pip install sgl-flash-mla, or build deepseek-ai/FlashMLA at ba89a34 or before"

@@ -39,6 +39,8 @@ def make(
     unknown = set(words.split()) - set(layout)
     if unknown:
         raise ValueError(f"layout words {sorted(unknown)}: expected some of {LAYOUT_ORDER}")
+    if "alignment" in facts:  # of q and of the cache
+        facts["q_alignment"] = facts["kv_alignment"] = facts.pop("alignment")
     key = KernelKey(**facts)
     detail = name or _detail(key, family, variant, layout)
     return Case(

@@ -31,9 +31,9 @@ class Nondeterministic(HonestKernel):
         out, lse = super().finish(out, total, top)
         return out, lse * (1 + 3e-6 * (self.calls % 2))
 
-    def run(self, *args: Any) -> Any:
+    def run(self, call: Any) -> Any:
         self.calls += 1
-        return super().run(*args)
+        return super().run(call)
 
 
 class BatchVariant(HonestKernel):
@@ -47,9 +47,9 @@ class BatchVariant(HonestKernel):
 class WritesQuery(HonestKernel):
     """Scales q in place."""
 
-    def run(self, *args: Any) -> Any:
-        result = super().run(*args)
-        args[0].mul_(0.5)
+    def run(self, call: Any) -> Any:
+        result = super().run(call)
+        call.q.mul_(0.5)
         return result
 
 
@@ -82,17 +82,17 @@ class SyncsHost(HonestKernel):
 
 
 class PrintsPython(HonestKernel):
-    def run(self, *args: Any) -> Any:
+    def run(self, call: Any) -> Any:
         print("[port] launching with", self.key.h_q, "heads")
-        return super().run(*args)
+        return super().run(call)
 
 
 class PrintsNative(HonestKernel):
     """Prints as C code does, past sys.stdout."""
 
-    def run(self, *args: Any) -> Any:
+    def run(self, call: Any) -> Any:
         os.write(1, b"[port] launching\n")
-        return super().run(*args)
+        return super().run(call)
 
 
 class ReturnsInputView(HonestKernel):
@@ -150,8 +150,8 @@ class Leaks(HonestKernel):
         super().__init__(key)
         self.kept: list[Tensor] = []
 
-    def run(self, *args: Any) -> Any:
-        result = super().run(*args)
+    def run(self, call: Any) -> Any:
+        result = super().run(call)
         self.kept.append(result[0])
         return result
 
@@ -159,10 +159,10 @@ class Leaks(HonestKernel):
 class Exits(HonestKernel):
     """Ends the process on what it does not like."""
 
-    def run(self, *args: Any) -> Any:
+    def run(self, call: Any) -> Any:
         if self.key.h_q % 16:
             raise SystemExit(1)
-        return super().run(*args)
+        return super().run(call)
 
 
 # backends
@@ -215,8 +215,8 @@ class WritesThenRefuses(Refuser):
 
 
 class _LateRefusal(HonestKernel):
-    def run(self, *args: Any) -> Any:
-        for tensor in args[4:8]:
+    def run(self, call: Any) -> Any:
+        for tensor in call[4:8]:
             if isinstance(tensor, Tensor) and tensor.dtype in (*DTYPES.values(),):
                 tensor.zero_()
         raise NotSupportedError("honest", "key", self.key.summary(), "what is declared")
@@ -239,7 +239,7 @@ class RefusesClaimedQueries(HonestBackend):
 
 
 class _TwoQueries(HonestKernel):
-    def run(self, *args: Any) -> Any:
+    def run(self, call: Any) -> Any:
         raise NotSupportedError("honest", "s_q", self.key.s_q, "1 | 2")
 
 

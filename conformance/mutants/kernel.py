@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
+from flashmla_hub.call import POSITIONAL
 from flashmla_hub.conformance.mutants.formats import read_tokens
 from flashmla_hub.request import (
     DENSE_DECODE,
@@ -120,13 +121,13 @@ class HonestKernel(BoundKernel):
     def lse_layout(self, lse: Tensor) -> Tensor:
         return lse.transpose(1, 2).contiguous()
 
-    def run(self, *args: Any) -> Any:
+    def run(self, call: Any) -> Any:
         table: dict[str, Callable[..., Any]] = {
             DENSE_DECODE: self.dense,
             SPARSE_DECODE: self.sparse,
             SPARSE_PREFILL: self.prefill,
         }
-        return table[self.key.op](*args)
+        return table[self.key.op](*call[: POSITIONAL[self.key.op]])
 
     # dense decode
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.errors import InvalidRequestError
 from flashmla_hub.request import KernelKey
 
@@ -153,7 +154,8 @@ class Case:
     def call(self, kernel: BoundKernel) -> Callable[[], tuple[Tensor, Tensor]]:
         """One decode by a bound kernel, past the hub, ready to be called again and again."""
         tensors = (self.q, self.k_cache, self.block_table, self.cache_seqlens)
-        return lambda: kernel.run(*tensors, self.softmax_scale, None, None, None)
+        call = DenseDecode(*tensors, self.softmax_scale)
+        return lambda: kernel.run(call)
 
     @property
     def flop(self) -> int:

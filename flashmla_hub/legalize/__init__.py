@@ -48,6 +48,7 @@ class Step:
 REWRITES: dict[str, Rewrite] = {
     r.name: r
     for r in (
+        Rewrite("own_out", layout.narrow_out, layout.OwnOut, layout.cost_out, 0),
         Rewrite("pad_heads", widths.narrow_heads, widths.PadHeads, widths.cost_heads),
         Rewrite("pad_topk", widths.narrow_topk, widths.PadTopk, widths.cost_topk),
         Rewrite("split_pages", layout.narrow_pages, layout.SplitPages, layout.cost_pages),
@@ -58,6 +59,9 @@ REWRITES: dict[str, Rewrite] = {
         Rewrite("lse_base", rows.narrow_lse, rows.LseBase, rows.cost_lse, 0),
     )
 }
+
+# Allowed to every declaration: no port has to write into memory as the caller laid it out.
+_FREE = ("own_out",)
 
 # These change no field of the key: a declaration says that they are always needed.
 _ALWAYS: tuple[tuple[str, Callable[[Capabilities], bool], str], ...] = (
@@ -71,7 +75,7 @@ def search(key: KernelKey, declaration: Capabilities) -> tuple[list[str], tuple[
     steps: list[Step] = []
     current = key
     reasons = declaration.key_reasons(current)
-    for name in declaration.rewrites:
+    for name in (*_FREE, *declaration.rewrites):
         if not reasons:
             break
         if name not in REWRITES:

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.capabilities import Capabilities
-from flashmla_hub.legalize.wrapper import Wrapper
-from flashmla_hub.request import DENSE_DECODE, PACKED, KernelKey
+from flashmla_hub.legalize.wrapper import Wrapper, deliver
+from flashmla_hub.request import DENSE_DECODE, PACKED, SPARSE_PREFILL, KernelKey
+from flashmla_hub.strides import BEST_ALIGNMENT
 
 
 def narrow_pages(key: KernelKey, takes: Capabilities) -> KernelKey | None:
@@ -33,9 +35,9 @@ class SplitPages(Wrapper):
     garbage entry may wrap, which int32 arithmetic in torch defines.
     """
 
-    def run(self, q: Tensor, k_cache: Tensor, table: Tensor, *args: Any) -> Any:
-        *rest, plan = args
-        return self.inner.run(q, self._view(k_cache), self._split(table), *rest, plan)
+    def run(self, call: DenseDecode) -> Any:
+        table = self._split(call.block_table)
+        return self.inner.run(call._replace(k_cache=self._view(call.k_cache), block_table=table))
 
     def plan(self, block_table: Tensor | None, cache_seqlens: Tensor | None) -> Any:
         table = None if block_table is None else self._split(block_table)
@@ -51,9 +53,10 @@ class SplitPages(Wrapper):
 
 
 def narrow_q(key: KernelKey, takes: Capabilities) -> KernelKey | None:
-    if key.q_strides in takes.q_strides or PACKED not in takes.q_strides:
+    fits = key.q_strides in takes.q_strides and key.q_alignment >= takes.needs("q_alignment")
+    if fits or PACKED not in takes.q_strides:
         return None
-    return key.with_(q_strides=PACKED)
+    return key.with_(q_strides=PACKED, q_alignment=BEST_ALIGNMENT)
 
 
 def cost_q(wide: KernelKey, narrow: KernelKey) -> str:
@@ -61,10 +64,29 @@ def cost_q(wide: KernelKey, narrow: KernelKey) -> str:
 
 
 class ContiguousQ(Wrapper):
-    """A packed copy of q, each call."""
+    """A packed copy of q, each call: memory of torch's allocator is aligned."""
 
-    def run(self, q: Tensor, *args: Any) -> Any:
-        return self.inner.run(q.contiguous(), *args)
+    def run(self, call: Any) -> Any:
+        return self.inner.run(call._replace(q=call.q.clone(memory_format=torch.contiguous_format)))
+
+
+def narrow_out(key: KernelKey, takes: Capabilities) -> KernelKey | None:
+    fits = key.out_alignment >= takes.needs("out_alignment")
+    if fits and key.out_strides in takes.out_strides:
+        return None
+    return key.with_(out_strides=PACKED, out_alignment=BEST_ALIGNMENT)
+
+
+def cost_out(wide: KernelKey, narrow: KernelKey) -> str:
+    return "out computed in memory of its own and copied"
+
+
+class OwnOut(Wrapper):
+    """The kernel's own out, copied into the caller's, which it cannot write to."""
+
+    def run(self, call: Any) -> Any:
+        result, *rest = self.inner.run(call._replace(out=None))
+        return (deliver(result, call.out), *rest)
 
 
 def narrow_kv(key: KernelKey, takes: Capabilities) -> KernelKey | None:
@@ -80,5 +102,6 @@ def cost_kv(wide: KernelKey, narrow: KernelKey) -> str:
 class ContiguousKV(Wrapper):
     """A packed copy of the cache, each call: the last resort of ports that demand it."""
 
-    def run(self, q: Tensor, k_cache: Tensor, *args: Any) -> Any:
-        return self.inner.run(q, k_cache.contiguous(), *args)
+    def run(self, call: Any) -> Any:
+        cache = "kv" if self.wide.op == SPARSE_PREFILL else "k_cache"
+        return self.inner.run(call._replace(**{cache: getattr(call, cache).contiguous()}))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashmla_hub.call import DenseDecode, SparseDecode, SparsePrefill
 from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.legalize.wrapper import Wrapper, deliver
-from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL, KernelKey
+from flashmla_hub.request import SPARSE_PREFILL, KernelKey
 
 _INF = float("inf")
 
@@ -30,34 +31,23 @@ def cost_s_q(wide: KernelKey, narrow: KernelKey) -> str:
 class FoldSQ(Wrapper):
     """(batch, s_q) -> (batch * s_q, 1); a causal query t of a row sees len - s_q + t + 1 keys."""
 
-    def run(self, q: Tensor, k_cache: Tensor, *args: Any) -> Any:
-        batch, s_q, h_q, d = q.shape
-        rows = q.reshape(batch * s_q, 1, h_q, d)
-        if self.wide.op == DENSE_DECODE:
-            table, lens, scale, out, lse, plan = args
-            new = self.inner.run(
-                rows, k_cache, self._rows(table), self._visible(lens), scale, None, None, plan
-            )
+    def run(self, call: DenseDecode | SparseDecode) -> Any:
+        batch, s_q, h_q, d = call.q.shape
+        changes: dict[str, Any] = {"q": call.q.reshape(batch * s_q, 1, h_q, d)}
+        if isinstance(call, DenseDecode):
+            changes["block_table"] = self._rows(call.block_table)
+            changes["cache_seqlens"] = self._visible(call.cache_seqlens)
         else:
-            indices, scale, out, lse, length, sink, extra, extra_indices, extra_length, plan = args
-            new = self.inner.run(
-                rows,
-                k_cache,
-                indices.reshape(batch * s_q, 1, -1),
-                scale,
-                None,
-                None,
-                None if length is None else self._rows(length),
-                sink,
-                extra,
-                None if extra_indices is None else extra_indices.reshape(batch * s_q, 1, -1),
-                None if extra_length is None else self._rows(extra_length),
-                plan,
-            )
-        new_out, new_lse = new
+            for name in ("indices", "extra_indices"):
+                if (lists := getattr(call, name)) is not None:
+                    changes[name] = lists.reshape(batch * s_q, 1, -1)
+            for name in ("topk_length", "extra_topk_length"):
+                if (lengths := getattr(call, name)) is not None:
+                    changes[name] = self._rows(lengths)
+        new_out, new_lse = self.inner.run(call._replace(out=None, lse=None, **changes))
         new_out = new_out.reshape(batch, s_q, h_q, new_out.shape[-1])
         new_lse = new_lse.reshape(batch, s_q, h_q).transpose(1, 2)
-        return deliver(new_out, out), deliver(new_lse, lse)
+        return deliver(new_out, call.out), deliver(new_lse, call.lse)
 
     def plan(self, block_table: Tensor | None, cache_seqlens: Tensor | None) -> Any:
         return self.inner.plan(
@@ -87,30 +77,32 @@ def cost_empty(wide: KernelKey, narrow: KernelKey) -> str:
 class RepairEmptyRows(Wrapper):
     """Rows with no visible key get what C1.10 asks for, whatever the port left there."""
 
-    def run(self, q: Tensor, kv: Tensor, *args: Any) -> Any:
-        if self.wide.op == SPARSE_PREFILL:
-            indices, _, _, _, _, length, *_ = args
-            empty = ~_any_valid(indices, kv.shape[0], length)  # (s_q, h_kv)
+    def run(self, call: Any) -> Any:
+        if isinstance(call, SparsePrefill):
+            empty = ~_any_valid(call.indices, call.kv.shape[0], call.topk_length)  # (s_q, h_kv)
             empty = empty.repeat_interleave(self.wide.h_q // self.wide.h_kv, 1)
-            out, max_logits, lse = self.inner.run(q, kv, *args)
+            out, max_logits, lse = self.inner.run(call)
             out.masked_fill_(empty.unsqueeze(-1), 0)
             return out, max_logits.masked_fill_(empty, -_INF), lse.masked_fill_(empty, _INF)
-        if self.wide.op == DENSE_DECODE:
-            lens, s_q = args[1], self.wide.s_q
+        empty = self._empty(call)
+        out, lse = self.inner.run(call)
+        out.masked_fill_(empty[:, :, None, None], 0)
+        return out, lse.masked_fill_(empty.unsqueeze(1), _INF)
+
+    def _empty(self, call: DenseDecode | SparseDecode) -> Tensor:
+        """(batch, s_q) bool: queries with no visible key."""
+        if isinstance(call, DenseDecode):
+            lens, s_q = call.cache_seqlens, self.wide.s_q
             seen = lens.unsqueeze(1).expand(-1, s_q)
             if self.wide.causal:
                 seen = seen + torch.arange(1 - s_q, 1, dtype=torch.int32, device=lens.device)
-            empty = (seen <= 0) | (lens.unsqueeze(1) <= 0)
-        else:
-            indices, _, _, _, length, _, extra, extra_indices, extra_length, _ = args
-            valid = _any_valid(indices, kv.shape[0] * kv.shape[1], length)
-            if extra_indices is not None:
-                slots = extra.shape[0] * extra.shape[1]
-                valid = valid | _any_valid(extra_indices, slots, extra_length)
-            empty = ~valid
-        out, lse = self.inner.run(q, kv, *args)
-        out.masked_fill_(empty[:, :, None, None], 0)
-        return out, lse.masked_fill_(empty.unsqueeze(1), _INF)
+            return (seen <= 0) | (lens.unsqueeze(1) <= 0)
+        slots = call.k_cache.shape[0] * call.k_cache.shape[1]
+        valid = _any_valid(call.indices, slots, call.topk_length)
+        if call.extra_k_cache is not None and call.extra_indices is not None:
+            slots = call.extra_k_cache.shape[0] * call.extra_k_cache.shape[1]
+            valid = valid | _any_valid(call.extra_indices, slots, call.extra_topk_length)
+        return ~valid
 
 
 def _any_valid(indices: Tensor, slots: int, length: Tensor | None) -> Tensor:
@@ -133,6 +125,6 @@ def cost_lse(wide: KernelKey, narrow: KernelKey) -> str:
 class LseBase(Wrapper):
     """A base-2 lse becomes natural; infinities stay."""
 
-    def run(self, *args: Any) -> Any:
-        *rest, lse = self.inner.run(*args)
+    def run(self, call: Any) -> Any:
+        *rest, lse = self.inner.run(call)
         return (*rest, lse.mul_(math.log(2.0)))

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashmla_hub.call import DenseDecode, SparseDecode, SparsePrefill
 from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.legalize.wrapper import Wrapper, deliver
-from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL, KernelKey
+from flashmla_hub.request import KernelKey
 
 
 def narrow_heads(key: KernelKey, takes: Capabilities) -> KernelKey | None:
@@ -32,43 +33,37 @@ def cost_heads(wide: KernelKey, narrow: KernelKey) -> str:
 class PadHeads(Wrapper):
     """Zero query heads are added to each KV head's group and their outputs dropped."""
 
-    def run(self, q: Tensor, *args: Any) -> Any:
+    def run(self, call: Any) -> Any:
         h_kv = self.wide.h_kv
         group, padded = self.wide.h_q // h_kv, self.narrow.h_q // h_kv
+        q = call.q
         lead = q.shape[:-2]
         wide_q = q.new_zeros((*lead, h_kv, padded, q.shape[-1]))
         wide_q[..., :group, :] = q.reshape(*lead, h_kv, group, q.shape[-1])
-        wide_q = wide_q.view(*lead, h_kv * padded, q.shape[-1])
+        changes: dict[str, Any] = {"q": wide_q.view(*lead, h_kv * padded, q.shape[-1])}
+        if not isinstance(call, DenseDecode):
+            changes["attn_sink"] = self._sink(call.attn_sink)
 
         def heads_last(x: Tensor) -> Tensor:  # (..., h, d_v) -> the wide request's heads
             x = x.reshape(*x.shape[:-2], h_kv, padded, x.shape[-1])[..., :group, :]
             return x.reshape(*x.shape[:-3], h_kv * group, x.shape[-1])
 
-        if self.wide.op == SPARSE_PREFILL:
-            kv, indices, scale, out, lse, max_logits, topk_length, sink, plan = args
-            got = self.inner.run(
-                wide_q, kv, indices, scale, None, None, None, topk_length, self._sink(sink), plan
+        if isinstance(call, SparsePrefill):
+            new_out, new_max, new_lse = self.inner.run(
+                call._replace(out=None, lse=None, max_logits=None, **changes)
             )
-            new_out, new_max, new_lse = got
 
             def columns(x: Tensor) -> Tensor:  # (s_q, h_q)
                 return heads_last(x.unsqueeze(-1)).squeeze(-1)
 
             return (
-                deliver(heads_last(new_out), out),
-                deliver(columns(new_max), max_logits),
-                deliver(columns(new_lse), lse),
+                deliver(heads_last(new_out), call.out),
+                deliver(columns(new_max), call.max_logits),
+                deliver(columns(new_lse), call.lse),
             )
-        if self.wide.op == DENSE_DECODE:
-            k_cache, table, lens, scale, out, lse, plan = args
-            new_out, new_lse = self.inner.run(wide_q, k_cache, table, lens, scale, None, None, plan)
-        else:
-            k_cache, indices, scale, out, lse, topk_length, sink, *rest = args
-            new_out, new_lse = self.inner.run(
-                wide_q, k_cache, indices, scale, None, None, topk_length, self._sink(sink), *rest
-            )
-        # lse is (batch, h, s_q): bring the heads last but one, drop, restore
-        return deliver(heads_last(new_out), out), deliver(heads_last(new_lse), lse)
+        new_out, new_lse = self.inner.run(call._replace(out=None, lse=None, **changes))
+        # lse is (batch, h, s_q): its heads are last but one too
+        return deliver(heads_last(new_out), call.out), deliver(heads_last(new_lse), call.lse)
 
     def _sink(self, sink: Tensor | None) -> Tensor | None:
         if sink is None:
@@ -103,14 +98,11 @@ def cost_topk(wide: KernelKey, narrow: KernelKey) -> str:
 class PadTopk(Wrapper):
     """Invalid entries (-1) fill indices up to a width that the port takes."""
 
-    def run(self, q: Tensor, kv: Tensor, indices: Tensor, *args: Any) -> Any:
-        wide = _pad_last(indices, self.narrow.topk)
-        if self.wide.op == SPARSE_PREFILL:
-            return self.inner.run(q, kv, wide, *args)
-        *head, extra_indices, extra_length, plan = args
-        if extra_indices is not None:
-            extra_indices = _pad_last(extra_indices, self.narrow.extra_topk)
-        return self.inner.run(q, kv, wide, *head, extra_indices, extra_length, plan)
+    def run(self, call: Any) -> Any:
+        changes = {"indices": _pad_last(call.indices, self.narrow.topk)}
+        if isinstance(call, SparseDecode) and call.extra_indices is not None:
+            changes["extra_indices"] = _pad_last(call.extra_indices, self.narrow.extra_topk)
+        return self.inner.run(call._replace(**changes))
 
 
 def _pad_last(indices: Tensor, width: int) -> Tensor:

@@ -50,9 +50,9 @@ class Delegate(BoundKernel):
     def __init__(self, kernel: BoundKernel, calls: list[Any], finish: Any) -> None:
         self.kernel, self.calls, self.finish = kernel, calls, finish
 
-    def run(self, *args: Any) -> Any:
-        self.calls.append(args)
-        return self.finish(self.kernel.run(*args))
+    def run(self, call: Any) -> Any:
+        self.calls.append(call)
+        return self.finish(self.kernel.run(call))
 
 
 class Narrow(Backend):

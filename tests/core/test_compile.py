@@ -7,6 +7,8 @@ import torch
 from core_helpers import dense, sparse
 
 import flashmla_hub as hub
+from flashmla_hub import compiled
+from flashmla_hub.call import DecodeArguments
 
 
 class Layer(torch.nn.Module):
@@ -128,7 +130,7 @@ def test_a_wrong_shape_is_refused_while_tracing():
 def test_fake_results_have_the_shapes_dtypes_and_strides_of_real_ones():
     args = dense(dtype=torch.bfloat16, s_q=2)
     ops = torch.ops.flashmla_hub
-    call = (*tensors(args), 512, None, True, None, None, None, False)
+    call = compiled._flat(DecodeArguments(*tensors(args), 512, causal=True))
     real = ops.dense_decode(*call)
     fake = ops.dense_decode(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in call))
     for a, b in zip(real, fake, strict=True):

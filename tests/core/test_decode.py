@@ -172,8 +172,8 @@ class Planner(Narrow):
                 planned.append(cache_seqlens.tolist())
                 return cache_seqlens.clone()
 
-            def run(self, q, k_cache, table, lens, scale, out, lse, plan):
-                return inner.run(q, k_cache, table, plan, scale, out, lse, None)
+            def run(self, call):
+                return inner.run(call._replace(cache_seqlens=call.plan, plan=None))
 
         return Planned(inner, self.calls, self.finish)
 

@@ -12,6 +12,7 @@ from core_helpers import Narrow, dense
 
 import flashmla_hub as hub
 from flashmla_hub import config, dispatch, tuning
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.capabilities import DeviceClass, one_of
 from flashmla_hub.request import choice_key
 from flashmla_hub.testing import bind_unchecked, registered
@@ -222,7 +223,7 @@ def test_bind_unchecked_opens_the_gate():
     assert port.bound == [KEY]
     args = dense()
     del args["head_dim_v"]
-    kernel.run(*args.values(), 0.04, None, None, None)
+    kernel.run(DenseDecode(*args.values(), 0.04))
 
 
 def test_decision_prints_and_serialises():

@@ -11,12 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from core_helpers import Narrow, dense
+import torch
+from core_helpers import Narrow, dense, sparse
 
 import flashmla_hub as hub
-from flashmla_hub import identify, registry
+from flashmla_hub import KernelKey, identify, registry
+from flashmla_hub.backend import BoundKernel
+from flashmla_hub.call import CALLS, DenseDecode
+from flashmla_hub.capabilities import ANY
 from flashmla_hub.device import DeviceInfo, DeviceProbe
-from flashmla_hub.testing import registered
+from flashmla_hub.testing import bind_unchecked, registered
 
 ROOT = Path(hub.__file__).resolve().parents[1]
 
@@ -45,7 +49,7 @@ HOSTILE = {
     "crashes": ("import os; os.abort()", "ended with -6"),
     "absent": (None, "No module named"),
     "silent": ("x = 1", "FLASHMLA_HUB_PROTOCOL is None"),
-    "old": (GOOD.replace("PROTOCOL = 1", "PROTOCOL = 0"), "plugin protocol 0, accepted 1..1"),
+    "old": (GOOD.replace("PROTOCOL = 1", "PROTOCOL = 0"), "plugin protocol 0, accepted 1..2"),
     "future": (GOOD.replace("PROTOCOL = 1", "PROTOCOL = 9"), "upgrade flashmla-hub"),
     "badhook": (GOOD.replace("backends()", "backends(query, colour)"), "bad hook"),
     "unknownhook": (GOOD + "\n@hookimpl\ndef flashmla_hub_dance():\n    return 1\n", "bad hook"),
@@ -230,3 +234,69 @@ def test_the_installed_entry_points_are_the_table_of_builtins():
         pytest.skip("runs from a checkout that is not installed: there are no entry points")
     ours = {ep.name: ep.value for ep in found if ep.group == "flashmla_hub.backends"}
     assert ours == BUILTINS
+
+
+class Positional(BoundKernel):
+    """A kernel of plugin protocol 1."""
+
+    plans = True
+
+    def __init__(self, key):
+        self.kernel, self.key = hub.get_backend("torch").bind(key, hub.devices()[0]), key
+
+    def plan(self, block_table, cache_seqlens):
+        return "a plan"
+
+    def run(self, *args):
+        seen.append(args)
+        call = CALLS[self.key.op](*args)
+        return self.kernel.run(call._replace(plan=None))
+
+
+seen = []
+
+
+class Old(Narrow):
+    def bind(self, key, device):
+        return Positional(key)
+
+
+class OldPlugin:
+    FLASHMLA_HUB_PROTOCOL = 1
+
+    @hub.hookimpl
+    def flashmla_hub_backends(self, query):
+        wide = {"topk": ANY, "topk_length": True, "attn_sink": True, "extra_topk": ANY,
+                "extra_page_block_size": ANY, "extra_topk_length": True}  # fmt: skip
+        return [
+            Old("old"), Old("old_sparse", op="sparse_decode", **wide),
+            Old("old_prefill", op="sparse_prefill", topk=ANY),
+        ]  # fmt: skip
+
+
+def test_plugins_of_protocol_1_get_their_arguments_by_position():
+    args, lists = dense(), sparse()
+    lists |= {"extra_k_cache": lists["k_cache"], "extra_indices_in_kvcache": lists["indices"]}
+    rows = (lists["q"][:, 0], lists["k_cache"].view(-1, 1, 576), lists["indices"], 0.05)
+    calls = (
+        lambda **more: hub.flash_mla_with_kvcache(**args, **more),
+        lambda **more: hub.flash_mla_with_kvcache(**lists, **more),
+        lambda **more: hub.flash_mla_sparse_fwd(*rows, **more),
+    )
+    with registered(OldPlugin()):
+        for call, name, count in zip(
+            calls, ("old", "old_sparse", "old_prefill"), (8, 12, 10), strict=True
+        ):
+            seen.clear()
+            for got, want in zip(call(backend=name), call(backend="torch"), strict=True):
+                assert torch.equal(got, want), name
+            (given,) = seen
+            assert len(given) == count
+            assert given[-1] == (None if name == "old_prefill" else "a plan")
+        meta, _ = hub.get_mla_metadata()
+        for _ in range(2):
+            got = calls[0](backend="old", tile_scheduler_metadata=meta)
+            assert torch.equal(got[0], calls[0]()[0])
+    key = KernelKey(h_q=4, dtype="float32", page_block_size=8)
+    with registered(OldPlugin()):
+        bind_unchecked("old", key).run(DenseDecode(*list(args.values())[:4], 0.05))

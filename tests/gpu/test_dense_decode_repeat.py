@@ -21,6 +21,7 @@ from gpu_cases import (
 from flashmla_hub import api
 from flashmla_hub.backends.hopper.plugin import HopperBackend
 from flashmla_hub.backends.hopper.variants import Variant
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.request import KernelKey
 from flashmla_hub.testing import bind_unchecked
 
@@ -81,7 +82,8 @@ def test_delays_at_barriers_change_nothing(page: int, monkeypatch: pytest.Monkey
     slept, slept_lse = torch.empty_like(out), torch.empty_like(lse)
     for _ in range(1000):
         slept.fill_(7)
-        kernel.run(t.q, t.cache, t.table, t.lengths, case.d_qk**-0.5, slept, slept_lse, None)
+        scale = case.d_qk**-0.5
+        kernel.run(DenseDecode(t.q, t.cache, t.table, t.lengths, scale, slept, slept_lse))
         assert same_bits(slept, out)
         assert same_bits(slept_lse, lse)
 

@@ -21,6 +21,7 @@ from flashmla_hub.backends.hopper.plugin import HopperBackend
 from flashmla_hub.backends.hopper.store import CubinStore, Entry
 from flashmla_hub.backends.hopper.units import Unit
 from flashmla_hub.backends.hopper.variants import Variant
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.request import KernelKey
 
@@ -262,5 +263,5 @@ def test_a_cubin_this_driver_refuses_is_replaced_and_noted(tmp_path: Path) -> No
     (note,) = backend.notes(device)
     assert "CUDA_ERROR" in note
     t = make(Case(LENGTHS, h_q=128))
-    out, lse = kernel.run(t.q, t.cache, t.table, t.lengths, 576**-0.5, None, None, None)
+    out, lse = kernel.run(DenseDecode(t.q, t.cache, t.table, t.lengths, 576**-0.5))
     check(out, lse, oracle(t), "after the refusal")

@@ -190,7 +190,7 @@ def test_a_step_s_later_layers_launch_the_same(driver: ctypes.CDLL, backend: Hop
     first = call.run()
     again = call.kernel.repeat(call.q, call.k_cache, call.table, call.lens, call.scale)
     assert again is not None
-    call.kernel = SimpleNamespace(run=lambda *args: again(*args[:4]))  # type: ignore[assignment]
+    call.kernel = SimpleNamespace(run=lambda value: again(*value[:4]))  # type: ignore[assignment]
     second = call.run()
     assert [t.shape for t in call.result] == [(3, 1, 128, 512), (3, 128, 1)]
     moving = ("out", "lse", "partial_out", "partial_stats", "part_info")

@@ -58,7 +58,7 @@ def test_a_thread_without_a_context_gets_the_devices_own(
     call.run()
     driver.fake_reset()
     driver.fake_fail(b"cuLaunchKernelEx", 201, 1)
-    call.kernel.run(call.q, call.k_cache, call.table, call.lens, 0.25, None, None, None)
+    call.kernel.run(call.value())
     assert driver.fake_launches() == 2
 
 
@@ -68,7 +68,7 @@ def test_a_failing_launch_is_an_exception_that_names_it(
     call = Call(driver, bind(backend), 2)
     driver.fake_fail(b"cuLaunchKernelEx", 719, 1)
     with pytest.raises(CudaError, match="cuLaunchKernelEx failed with CUDA_ERROR_LAUNCH_FAILED"):
-        call.kernel.run(call.q, call.k_cache, call.table, call.lens, 0.25, None, None, None)
+        call.kernel.run(call.value())
     assert backend._runtime.memory == {}, "the scratch is given back"  # type: ignore[union-attr]
 
 
@@ -114,7 +114,7 @@ def test_threads_have_their_own_arguments(driver: ctypes.CDLL, backend: HopperBa
 
     def work(call: Call) -> None:
         for _ in range(200):
-            call.kernel.run(call.q, call.k_cache, call.table, call.lens, 0.25, None, None, None)
+            call.kernel.run(call.value())
 
     threads = [threading.Thread(target=work, args=(call,)) for call in calls]
     for thread in threads:

@@ -14,11 +14,12 @@ import torch
 from params_layout import MlaParams
 
 from flashmla_hub import config
-from flashmla_hub.backends.hopper.bound import DenseDecode
+from flashmla_hub.backends.hopper.bound import DenseKernel
 from flashmla_hub.backends.hopper.build import Builder
 from flashmla_hub.backends.hopper.compilers import Compiled
 from flashmla_hub.backends.hopper.plugin import HopperBackend
 from flashmla_hub.backends.hopper.store import CubinStore
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import KernelKey
 
@@ -103,17 +104,17 @@ def backend(tmp_path: Path) -> Iterator[HopperBackend]:
         yield HopperBackend(FakeRuntime(), make)  # type: ignore[arg-type]
 
 
-def bind(backend: HopperBackend, index: int = 0, **facts: Any) -> DenseDecode:
+def bind(backend: HopperBackend, index: int = 0, **facts: Any) -> DenseKernel:
     device = DeviceInfo("nvidia", "sm_90", "cuda", index, multiprocessors=SMS)
     kernel = backend.bind(KernelKey(**facts), device)
-    assert isinstance(kernel, DenseDecode)
+    assert isinstance(kernel, DenseKernel)
     return kernel
 
 
 class Call:
     """Tensors of a request, and the two launches that it made."""
 
-    def __init__(self, driver: ctypes.CDLL, kernel: DenseDecode, batch: int, **tensors: Any):
+    def __init__(self, driver: ctypes.CDLL, kernel: DenseKernel, batch: int, **tensors: Any):
         key = kernel.key
         dtype = BF16 if key.dtype == "bfloat16" else torch.float16
         self.key, self.driver = key, driver
@@ -135,13 +136,16 @@ class Call:
         for i, n in enumerate((*decode_sizes, size)):
             driver.fake_param_size(i, n)
         driver.fake_param_size(4, 0)
-        self.result = self.kernel.run(
-            self.q, self.k_cache, self.table, self.lens, self.scale, self.out, self.lse, None
-        )
+        self.result = self.kernel.run(self.value())
         copies = []
         for i in range(driver.fake_launches()):
             copies.append(Launch.from_buffer_copy(driver.fake_launch(i).contents))
         return copies
+
+    def value(self) -> DenseDecode:
+        return DenseDecode(
+            self.q, self.k_cache, self.table, self.lens, self.scale, self.out, self.lse
+        )
 
     def name(self, launch: Launch) -> str:
         return self.driver.fake_kernel_name(launch.function).decode()

@@ -136,8 +136,8 @@ class FakeClock:
 
 
 class Zeros(BoundKernel):
-    def run(self, *args: Any) -> Any:
-        q = args[0]
+    def run(self, call: Any) -> Any:
+        q = call.q
         out = torch.ones(*q.shape[:3], 512, dtype=q.dtype)
         return out, torch.zeros(q.shape[0], q.shape[2], q.shape[1])
 

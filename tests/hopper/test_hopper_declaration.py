@@ -34,7 +34,9 @@ REFUSED = {
     "s_q": BASE.with_(s_q=17),
     "head dims": BASE.with_(d_qk=320, d_v=256),
     "kv_format": BASE.with_(kv_format="v32"),
-    "alignment": BASE.with_(alignment=1),
+    "q_alignment": BASE.with_(q_alignment=8),
+    "kv_alignment": BASE.with_(kv_alignment=8),
+    "out_alignment": BASE.with_(out_alignment=8),
     "op": BASE.with_(op="sparse_decode", topk=64),
     "attn_sink": BASE.with_(attn_sink=True),
 }

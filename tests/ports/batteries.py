@@ -131,6 +131,6 @@ def _refuses_others(name: str, key: KernelKey) -> None:
     backend = flashmla_hub.get_backend(name)
     info = identify.identify("cpu")
     testing.bind_unchecked(backend, key, info)
-    for changes in ({"h_q": 130}, {"alignment": 1}, {"dtype": "float32"}):
+    for changes in ({"h_q": 130}, {"q_alignment": 2}, {"dtype": "float32"}):
         must_refuse(backend, key.with_(**changes), info)
     must_refuse(backend, key, identify.simulated("intel"))

@@ -96,7 +96,7 @@ SHAPES = {
     "q strided": {"q_strided": True},
 }
 CLOSED = (
-    "alignment=1", "d_qk=512", "d_v=256", "h_kv=2", "kv_format=v32", "batch_invariant=True",
+    "q_alignment=1", "d_qk=512", "d_v=256", "h_kv=2", "kv_format=v32", "batch_invariant=True",
     "topk=64", "attn_sink=True", "extra_topk=64",
 )  # fmt: skip
 

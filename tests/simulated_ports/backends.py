@@ -18,7 +18,7 @@ from flashmla_hub.backends.moore_threads.plugin import Mate, MTFlashMLA
 from flashmla_hub.backends.thead.plugin import THead
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 ADAPTERS = (
     MetaX, MetaXSparse, MTFlashMLA, Mate, Hygon, Iluvatar, IluvatarFlashMLA, Aiter, THead,

@@ -10,6 +10,7 @@ from torch_cases import Case
 
 from flashmla_hub import flash_mla_sparse_fwd, flash_mla_with_kvcache
 from flashmla_hub.backends.torch_ref.plugin import TorchBackend
+from flashmla_hub.call import DenseDecode, SparseDecode, SparsePrefill
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
@@ -60,7 +61,7 @@ def bound_dense(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The bound kernel itself, past the hub's checks: for devices the hub does not know."""
     kernel = TorchBackend().bind(key_of(case, DENSE_DECODE), CPU)
     tensors = [inputs[name] for name in ("q", "k_cache", "block_table", "cache_seqlens")]
-    return kernel.run(*tensors, case.scale, None, None, None)
+    return kernel.run(DenseDecode(*tensors, case.scale))
 
 
 def expect_dense(case: Case, inputs: dict[str, Any]) -> oracle.Expected:
@@ -92,7 +93,7 @@ def bound_sparse(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     kernel = TorchBackend().bind(key_of(case, SPARSE_DECODE), CPU)
     tensors = [inputs[name] for name in ("q", "k_cache", "indices")]
     options = [inputs.get(name) for name in names]
-    return kernel.run(*tensors, case.scale, None, None, *options, None)
+    return kernel.run(SparseDecode(*tensors, case.scale, None, None, *options))
 
 
 def expect_sparse(case: Case, inputs: dict[str, Any]) -> oracle.Expected:
@@ -117,7 +118,7 @@ def bound_prefill(case: Case, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, T
     kernel = TorchBackend().bind(key_of(case, SPARSE_PREFILL), CPU)
     tensors = [inputs[name] for name in ("q", "kv", "indices")]
     options = [inputs["topk_length"], inputs["attn_sink"]]
-    return kernel.run(*tensors, case.scale, None, None, None, *options, None)
+    return kernel.run(SparsePrefill(*tensors, case.scale, None, None, None, *options))
 
 
 def expect_prefill(case: Case, inputs: dict[str, Any]) -> oracle.Expected:

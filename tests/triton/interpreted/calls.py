@@ -12,6 +12,7 @@ from torch import Tensor
 from flashmla_hub import kv_format
 from flashmla_hub.backends.triton.bound import kernel_for
 from flashmla_hub.backends.triton.config import Config, config_for
+from flashmla_hub.call import DenseDecode, SparseDecode, SparsePrefill
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
@@ -67,7 +68,8 @@ def dense(
     scale = d**-0.5 if scale is None else scale
     out = torch.full((len(lens), s_q, h_q, d_v), math.nan, dtype=DTYPES[dtype])
     lse = torch.full((len(lens), h_q, s_q), math.nan)
-    kernel(key, device(arch, parts), config).run(q, cache, table, seqlens, scale, out, lse)
+    call = DenseDecode(q, cache, table, seqlens, scale, out, lse)
+    kernel(key, device(arch, parts), config).run(call)
     want = oracle.dense_decode(
         q, cache, table, seqlens, d_v=d_v, softmax_scale=scale, causal=causal
     )
@@ -126,10 +128,10 @@ def sparse_decode(
     limit = None if extra_counts is None else torch.tensor(extra_counts, dtype=torch.int32)
     out = torch.full((batch, s_q, h_q, d_v), math.nan, dtype=DTYPES[dtype])
     lse = torch.full((batch, h_q, s_q), math.nan)
-    kernel(key, device(arch, parts), config).run(
-        q, cache, indices, d**-0.5, out, lse, options["topk_length"], options["attn_sink"],
-        options["extra_k_cache"], more, limit,
-    )  # fmt: skip
+    call = SparseDecode(
+        q, cache, indices, d**-0.5, out, lse, extra_indices=more, extra_topk_length=limit, **options
+    )
+    kernel(key, device(arch, parts), config).run(call)
     want = oracle.sparse_decode(
         q, cache, indices, d_v=d_v, softmax_scale=d**-0.5, kv_format=layout, **options,
         extra_indices=more, extra_topk_length=limit,
@@ -153,7 +155,8 @@ def dense_fp8(
         part[k.isnan().any(-1).squeeze(-1)] = 255  # NaN in e4m3, in scales and in the rope part
     q = torch.randn(len(lens), s_q, h_q, d, generator=g).bfloat16()
     seqlens = torch.tensor(lens, dtype=torch.int32)
-    out, lse = kernel(key, device(arch, parts)).run(q, cache, table, seqlens, d**-0.5, None, None)
+    call = DenseDecode(q, cache, table, seqlens, d**-0.5)
+    out, lse = kernel(key, device(arch, parts)).run(call)
     want = oracle.dense_decode(
         q, cache, table, seqlens, d_v=512, softmax_scale=d**-0.5, causal=causal, kv_format=layout
     )
@@ -176,9 +179,8 @@ def sparse_prefill(
     indices = lists((queries, h_kv, topk), tokens, g)
     length = None if counts is None else torch.tensor(counts, dtype=torch.int32)
     weight = torch.randn(h_q, generator=g) if sink else None
-    out, top, lse = kernel(key, device(arch, parts)).run(
-        q, kv, indices, d**-0.5, None, None, None, length, weight
-    )
+    call = SparsePrefill(q, kv, indices, d**-0.5, topk_length=length, attn_sink=weight)
+    out, top, lse = kernel(key, device(arch, parts)).run(call)
     want = oracle.sparse_prefill(
         q, kv, indices, d_v=d_v, softmax_scale=d**-0.5, topk_length=length, attn_sink=weight
     )

@@ -12,6 +12,7 @@ from calls import device, kernel
 from torch import Tensor
 
 from flashmla_hub import kv_format
+from flashmla_hub.call import DenseDecode, SparseDecode, SparsePrefill
 from flashmla_hub.request import SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
 FAR = 2**31 + 64  # elements: past what 32 bits address
@@ -78,7 +79,9 @@ def test_caches_of_a_sparse_call(layout: str, place: str) -> None:
     bound = kernel(key, device())
 
     def run(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        return bound.run(q, first, slots, 0.05, None, None, None, None, second, more, None)
+        return bound.run(
+            SparseDecode(q, first, slots, 0.05, extra_k_cache=second, extra_indices=more)
+        )
 
     want = run(cache, extra)
     moved, extra_moved = placed(cache, layout, place), placed(extra, layout, place)
@@ -97,8 +100,8 @@ def test_fp8_caches_of_a_dense_call(layout: str, place: str) -> None:
     table = torch.tensor([[3, 0], [1, 2]], dtype=torch.int32)
     lens = torch.tensor([30, 9], dtype=torch.int32)
     bound = kernel(key, device())
-    want = bound.run(q, cache, table, lens, 0.05, None, None)
-    found = bound.run(q, placed(cache, layout, place), table, lens, 0.05, None, None)
+    want = bound.run(DenseDecode(q, cache, table, lens, 0.05))
+    found = bound.run(DenseDecode(q, placed(cache, layout, place), table, lens, 0.05))
     assert all(map(torch.equal, want, found)), (layout, place)
 
 
@@ -127,8 +130,9 @@ def test_queries_and_outputs_past_32_bits(op: str, dim: int) -> None:
         bound = kernel(key, device())
         slots = torch.randint(0, 64, (2, 2, 20), generator=g, dtype=torch.int32)
         rest = (cache, slots, 0.05)
-    want = bound.run(q, *rest, None, None)
-    found = bound.run(far_apart(q, dim), *rest, out, lse)
+    call = DenseDecode if op == "dense" else SparseDecode
+    want = bound.run(call(q, *rest))
+    found = bound.run(call(far_apart(q, dim), *rest, out, lse))
     assert all(map(torch.equal, want, found)), (op, dim)
 
 
@@ -140,14 +144,14 @@ def test_caches_past_32_bits(dim: int) -> None:
     key = KernelKey(h_q=2, page_block_size=2, kv_strides="token_strided")
     table, lens = torch.tensor([[1, 0]], dtype=torch.int32), torch.tensor([4], dtype=torch.int32)
     bound = kernel(key, device())
-    want = bound.run(q, cache, table, lens, 0.05, None, None)
-    found = bound.run(q, far_apart(cache, dim), table, lens, 0.05, None, None)
+    want = bound.run(DenseDecode(q, cache, table, lens, 0.05))
+    found = bound.run(DenseDecode(q, far_apart(cache, dim), table, lens, 0.05))
     assert all(map(torch.equal, want, found)), dim
     slots = torch.tensor([[[3, 0, 2, 1]]], dtype=torch.int32)
     sparse = key.with_(op=SPARSE_DECODE, topk=4)
     bound = kernel(sparse, device())
-    want = bound.run(q, cache, slots, 0.05, None, None)
-    found = bound.run(q, far_apart(cache, dim), slots, 0.05, None, None)
+    want = bound.run(SparseDecode(q, cache, slots, 0.05))
+    found = bound.run(SparseDecode(q, far_apart(cache, dim), slots, 0.05))
     assert all(map(torch.equal, want, found)), dim
 
 
@@ -157,8 +161,8 @@ def test_lazily_negated_views() -> None:
     minus = torch._neg_view
     table, lens = torch.tensor([[2, 0]], dtype=torch.int32), torch.tensor([20], dtype=torch.int32)
     dense = kernel(KernelKey(h_q=2, page_block_size=16), device())
-    want = dense.run(q, cache, table, lens, 0.05, None, None)
-    found = dense.run(minus(-q), minus(-cache), table, lens, 0.05, None, None)
+    want = dense.run(DenseDecode(q, cache, table, lens, 0.05))
+    found = dense.run(DenseDecode(minus(-q), minus(-cache), table, lens, 0.05))
     assert all(map(torch.equal, want, found))
     slots = torch.randint(0, 64, (1, 1, 20), generator=g, dtype=torch.int32)
     sink = torch.randn(2, generator=g)
@@ -170,16 +174,18 @@ def test_lazily_negated_views() -> None:
         device(),
     )  # fmt: skip
     out = minus(torch.zeros(1, 1, 2, 512, dtype=torch.bfloat16))
-    want = sparse.run(q, cache, slots, 0.05, None, None, None, sink, cache, slots, None)
+    want = sparse.run(SparseDecode(q, cache, slots, 0.05, None, None, None, sink, cache, slots))
     found = sparse.run(
-        minus(-q), minus(-cache), slots, 0.05, out, None, None, minus(-sink), minus(-cache),
-        slots, None,
+        SparseDecode(
+            minus(-q), minus(-cache), slots, 0.05, out, None, None, minus(-sink), minus(-cache),
+            slots,
+        )
     )  # fmt: skip
     assert all(map(torch.equal, want, found))
     prefill = kernel(
         KernelKey(op=SPARSE_PREFILL, h_q=2, page_block_size=1, topk=20, attn_sink=True), device()
     )
     kv, rest = cache.reshape(64, 1, 576), (slots[0], 0.05, None, None, None, None)
-    want = prefill.run(q[0], kv, *rest, sink)
-    found = prefill.run(minus(-q[0]), minus(-kv), *rest, minus(-sink))
+    want = prefill.run(SparsePrefill(q[0], kv, *rest, sink))
+    found = prefill.run(SparsePrefill(minus(-q[0]), minus(-kv), *rest, minus(-sink)))
     assert all(map(torch.equal, want, found))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
+from flashmla_hub.call import DenseDecode
 from flashmla_hub.request import KernelKey
 from flashmla_hub_acme import port
 
@@ -17,12 +16,12 @@ class Kernel(BoundKernel):
     def __init__(self, key: KernelKey) -> None:
         self.key = key
 
-    def run(self, *args: Any) -> tuple[Tensor, Tensor]:
-        q, k_cache, block_table, cache_seqlens, softmax_scale, out, lse, _ = args
+    def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
         got, got_lse = port.paged_mla(
-            q.squeeze(1), k_cache.squeeze(2), block_table, cache_seqlens, softmax_scale
-        )
-        return _deliver(got.unsqueeze(1), out), _deliver(got_lse.unsqueeze(-1), lse)
+            call.q.squeeze(1), call.k_cache.squeeze(2), call.block_table, call.cache_seqlens,
+            call.softmax_scale,
+        )  # fmt: skip
+        return _deliver(got.unsqueeze(1), call.out), _deliver(got_lse.unsqueeze(-1), call.lse)
 
 
 def _deliver(result: Tensor, target: Tensor | None) -> Tensor:

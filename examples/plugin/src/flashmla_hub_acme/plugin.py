@@ -20,7 +20,7 @@ from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.hookspecs import BackendQuery
 from flashmla_hub.request import ChoiceKey, KernelKey
 
-FLASHMLA_HUB_PROTOCOL = 1
+FLASHMLA_HUB_PROTOCOL = 2
 
 DECLARED = (
     Capabilities(
