@@ -113,6 +113,7 @@ def flash_mla_with_kvcache(
         ) == known.facts
         and known.same_tensors(q, k_cache, block_table, cache_seqlens)
         and (q.data_ptr() | k_cache.data_ptr()) & 15 == known.low_bits
+        and tracing.modes() == 0
         and not tracing.dual_level()
     ):  # fmt: skip
         if (repeat := known.repeat) is not None:

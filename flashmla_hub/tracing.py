@@ -11,14 +11,16 @@ from flashmla_hub.call import Arguments, tensors_of
 from flashmla_hub.errors import InvalidRequestError
 
 _functorch = torch._C._functorch
-_modes = torch._C._len_torch_dispatch_stack
 _jit = torch._C._get_tracing_state
+
+modes = torch._C._len_torch_dispatch_stack
+"""How many dispatch modes see the ops of this thread."""
 
 
 def watched() -> bool:
     """Whether every op of this thread is seen by somebody: a dispatch mode (fake tensors, make_fx,
     a profiler of the user's) or torch.jit.trace."""
-    return _modes() > 0 or _jit() is not None
+    return modes() > 0 or _jit() is not None
 
 
 def dual_level() -> bool:
