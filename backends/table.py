@@ -1,7 +1,7 @@
 """The table of backends, made from their declarations, so that it cannot drift from them.
 
-python -m flashmla_hub.backends.table            print it
-python -m flashmla_hub.backends.table README.md  rewrite it between the two markers
+python -m flashmla_hub.backends.table                   print it
+python -m flashmla_hub.backends.table docs/backends.md  rewrite it between the two markers
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flashmla_hub.device import DeviceInfo
 from flashmla_hub.plugins import BUILTIN
 
 BEGIN, END = "<!-- backends: begin -->", "<!-- backends: end -->"
-COLUMNS = ("vendor", "backend", "package, versions known", "takes", "confidence", "verified on")
+COLUMNS = ("vendor", "backend", "package, versions known", "confidence", "verified on")
 NOT_RUN = "not run on hardware"
 DEVICES = tuple(
     DeviceInfo(vendor, arch, type="simulated", simulated=True)
@@ -30,10 +30,12 @@ DEVICES = tuple(
 
 
 def markdown() -> str:
-    """The table of the built-in backends, highest declared rank band first."""
-    rows = [_row(backend) for backend in _builtin()]
+    """A table of the built-in backends, by vendor; then a section for each with what it takes."""
+    backends = list(_builtin())
+    rows = [_row(backend) for backend in backends]
     lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n\n".join([table, *map(_section, backends)])
 
 
 def rewrite(text: str) -> str:
@@ -67,11 +69,20 @@ def _row(backend: Backend) -> tuple[str, ...]:
         info.vendor or "any",
         f"`{backend.name}`",
         package,
-        "; ".join(_takes(backend)),
         info.confidence,
         info.verified or (NOT_RUN if info.vendor else "-"),
     )
     return tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+
+
+def _section(backend: Backend) -> str:
+    lines = [
+        f"## `{backend.name}`",
+        "",
+        backend.info.summary[:1].upper() + backend.info.summary[1:],
+    ]
+    lines[-1] = lines[-1].rstrip(".") + "."
+    return "\n".join([*lines, "", *(f"- {words}" for words in _takes(backend))])
 
 
 def _takes(backend: Backend) -> list[str]:

@@ -80,6 +80,12 @@ def use_backend(name: str | None) -> AbstractContextManager[Any]:
     """``with use_backend("torch"):`` - every call of this thread or task uses that backend.
 
     Never falls back to another one. None lifts an outer ``use_backend``.
+
+    Example:
+        >>> import flashmla_hub as hub
+        >>> with hub.use_backend("torch"):
+        ...     hub.explain(hub.KernelKey(), device="cpu").why
+        'use_backend()'
     """
     if name is not None:
         registry.get(name)
@@ -91,6 +97,12 @@ def simulate_device(vendor: str, arch: str = "") -> AbstractContextManager[Any]:
 
     Changes what ``explain`` and ``devices`` answer in this thread or task. *Running* under it
     needs a backend registered with ``runs_simulated=True``.
+
+    Example:
+        >>> import flashmla_hub as hub
+        >>> with hub.simulate_device("nvidia", "sm_90"):
+        ...     hub.explain(hub.KernelKey(h_q=16)).device.vendor
+        'nvidia'
     """
     return config.scoped(simulated=identify.simulated(vendor, arch))
 
@@ -111,6 +123,14 @@ def explain(
         backend: as in a call: the explicit choice.
         as_installed: whether what this machine lacks counts as a reason, or is a note. None: it
             counts for real devices only.
+
+    Example:
+        >>> import flashmla_hub as hub
+        >>> decision = hub.explain(hub.KernelKey(h_q=12), device="cpu")
+        >>> decision.selected
+        'torch'
+        >>> print(decision.text().splitlines()[0])
+        selected torch: highest rank (10) of 1 that accept
     """
     choice = _choice(key)
     where = resolve_device(device)

@@ -7,7 +7,7 @@ kernel. Whatever differs takes the slow path, never an unchecked launch (contrac
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -86,6 +86,30 @@ def _differs(name: str, before: object, now: object) -> InvalidRequestError:
     )
 
 
+@overload
+def get_mla_metadata(
+    cache_seqlens: Tensor | None = ...,
+    num_q_tokens_per_head_k: int | None = ...,
+    num_heads_k: int | None = ...,
+    num_heads_q: int | None = ...,
+    is_fp8_kvcache: bool | None = ...,
+    topk: int | None = ...,
+    *,
+    as_tensors: Literal[False] = ...,
+    **published: Any,
+) -> tuple[SchedMeta, None]: ...
+@overload
+def get_mla_metadata(
+    cache_seqlens: Tensor,
+    num_q_tokens_per_head_k: int | None = ...,
+    num_heads_k: int | None = ...,
+    num_heads_q: int | None = ...,
+    is_fp8_kvcache: bool | None = ...,
+    topk: int | None = ...,
+    *,
+    as_tensors: Literal[True],
+    **published: Any,
+) -> tuple[Tensor, Tensor]: ...
 def get_mla_metadata(
     *args: Any, as_tensors: bool = False, **kwargs: Any
 ) -> tuple[SchedMeta, None] | tuple[Tensor, Tensor]:
@@ -105,6 +129,14 @@ def get_mla_metadata(
 
     Raises:
         InvalidRequestError: an argument that no published generation has.
+
+    Example:
+        >>> import flashmla_hub, torch
+        >>> meta, splits = flashmla_hub.get_mla_metadata()
+        >>> lens = torch.tensor([3, 5], dtype=torch.int32)
+        >>> meta, splits = flashmla_hub.get_mla_metadata(lens, 16, 1)
+        >>> splits is None
+        True
     """
     if len(args) > len(_POSITIONAL):
         raise InvalidRequestError(

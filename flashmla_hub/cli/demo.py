@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from flashmla_hub.examples import deepseek_model, models
     except ModuleNotFoundError as error:
-        wanted = "transformers, for instance by pip install 'flashmla-hub[demo]'"
+        wanted = "transformers, by pip install 'transformers>=5.17'"
         raise InvalidRequestError("installed packages", str(error), wanted) from error
 
     dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")

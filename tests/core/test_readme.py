@@ -1,4 +1,4 @@
-"""The README does what it says: its example runs, its links exist; the guide's kernel is right."""
+"""The README's example runs; the kernel of the guide is right."""
 
 from __future__ import annotations
 
@@ -19,15 +19,6 @@ def test_the_quick_start_runs(capsys):
     code = re.search(r"```python\n(import torch.*?)```", README.read_text(), re.DOTALL).group(1)
     exec(compile(code, "README.md", "exec"), {})
     assert "selected torch" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "page", ["README.md", *sorted(p.name for p in (ROOT / "docs").glob("*.md"))]
-)
-def test_links_to_files_exist(page):
-    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
-    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
-        assert (path.parent / target).exists(), f"{page} links to {target}"
 
 
 def test_the_guides_kernel_reaches_the_contract():

@@ -31,10 +31,25 @@ def test_names_every_built_in_backend_once():
 
 
 def test_every_row_has_every_column():
-    for line in table.markdown().splitlines():
+    for line in filter(lambda line: line.startswith("|"), table.markdown().splitlines()):
         cells = line.replace("\\|", "").strip("|").split("|")
         assert len(cells) == len(table.COLUMNS), line
         assert all(cell.strip() for cell in cells), line
+
+
+def test_what_each_takes_is_told_in_its_section():
+    text = table.markdown()
+    for name, owner in registry.state().owners.items():
+        if owner == BUILTIN:
+            section = text.partition(f"## `{name}`\n")[2].partition("\n## ")[0]
+            assert section.count("\n- ") >= 1, name
+
+
+@pytest.mark.full
+def test_the_page_of_backends_is_up_to_date():
+    page = ROOT / "docs" / "backends.md"
+    text = page.read_text(encoding="utf-8")
+    assert table.rewrite(text) == text, f"python -m flashmla_hub.backends.table {page}"
 
 
 def test_a_port_that_was_not_run_says_so():
