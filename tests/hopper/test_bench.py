@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from bench_plots import png_size
 
 from flashmla_hub import testing
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel
 from flashmla_hub.bench import runner, shapes, timing
-from flashmla_hub.bench.plot import DARK, bars, roofline
-from flashmla_hub.bench.results import Measured, Row, best, ratio, summarize
+from flashmla_hub.bench.results import Row, best, ratio, summarize
 from flashmla_hub.bench.shapes import Shape, grid, make_case, parse
 from flashmla_hub.bench.timing import Ceilings
 from flashmla_hub.capabilities import ANY, Capabilities
@@ -240,17 +239,6 @@ def test_the_run_prints_tables_and_writes_json_and_plot(
     assert told["summary"] == facts["summary"]
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"device": 1}', "\x00"])
-def test_from_a_file_that_is_no_run_is_wrong_use(
-    text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    saved = tmp_path / "b.json"
-    if text is not None:
-        saved.write_text(text)
-    assert main(["bench", "--from", str(saved)]) == 2
-    assert "--from: got" in capsys.readouterr().err
-
-
 def test_an_interrupted_run_keeps_its_rows(
     field: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,12 +255,6 @@ def test_an_interrupted_run_keeps_its_rows(
     with pytest.raises(KeyboardInterrupt, match="1 of 2 shapes measured, written to"):
         bench._measure(args, CPU, [Shape(2, 1, 4, 64), Shape(1, 2, 4, 100)])
     assert len(json.loads((tmp_path / "b.json").read_text())["rows"]) == 1
-
-
-def png_size(path: Path) -> tuple[int, ...]:
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG")
-    return struct.unpack(">II", data[16:24])
 
 
 def test_an_output_that_disagrees_is_marked_and_fails_the_run(
@@ -303,26 +285,6 @@ def test_without_an_accelerator_the_command_says_so_and_exits_2(
     assert main(["bench", "--device", "cpu"]) == 2
     assert "needs an accelerator" in capsys.readouterr().err
     assert main(["bench", "--device", "nvidia:sm_90"]) == 2
-
-
-@pytest.mark.parametrize("shape", [Shape(1, 1, 1, 64), Shape(128, 2, 128, 8192)])
-def test_a_plot_of_one_point_is_a_plot(shape: Shape, tmp_path: Path) -> None:
-    one = Measured("one", ["ours"], [], CEILINGS, [row(shape, ours=100.0)])
-    roofline(one, tmp_path / "one.png")
-    assert png_size(tmp_path / "one.png")[0] == 1300
-    with pytest.raises(InvalidRequestError, match="two that were timed"):
-        bars(one, tmp_path / "bars.png")
-    two = Measured("two", ["ours", "b"], [], CEILINGS, [row(shape, ours=100.0, b=90.0)])
-    bars(two, tmp_path / "bars.png", DARK)
-    assert png_size(tmp_path / "bars.png")[0] == 1300
-
-
-@pytest.mark.parametrize("name", ["h200-std.json", "h100-latency.json"])
-def test_what_the_repository_measured_can_be_drawn_anywhere(name: str, tmp_path: Path) -> None:
-    saved = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / name
-    words = ["--plot", str(tmp_path / "a.png"), "--roofline", str(tmp_path / "b.png")]
-    assert main(["bench", "--from", str(saved), *words]) == 0
-    assert png_size(tmp_path / "a.png")[0] == png_size(tmp_path / "b.png")[0] == 1300
 
 
 @pytest.mark.parametrize("size", [4, 1000])
