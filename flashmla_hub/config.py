@@ -10,6 +10,8 @@ variable                           meaning
 ``FLASHMLA_HUB_DISABLE_PLUGINS``   ``all``, or names of third-party plugins, comma-separated
 ``FLASHMLA_HUB_PLUGIN_TIMEOUT``    seconds a plugin may take to import (default 30)
 ``FLASHMLA_HUB_ENGINES``           engine integrations that are opt-in, comma-separated
+``FLASHMLA_HUB_CHECK``             N: compare the first N calls of each kernel with the torch
+                                   backend's and its inputs with what they were (debug, slow)
 =================================  =========================================================
 
 The environment is parsed once, at first use. Settings live in an immutable :class:`Scope` held by
@@ -44,6 +46,7 @@ class Config:
     disable_plugins: frozenset[str] = frozenset()
     plugin_timeout: float = 30.0
     engines: frozenset[str] = frozenset()
+    check: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ def from_environment(env: Mapping[str, str]) -> Config:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
         raise InvalidRequestError(_PREFIX + "PLUGIN_TIMEOUT", repr(timeout), "seconds > 0")
+    check = text("CHECK") or "0"
+    if not (check.isascii() and check.isdigit()) or len(check) > 9:
+        raise InvalidRequestError(_PREFIX + "CHECK", repr(check), "a number of calls, 0 for none")
     cache_dir = text("CACHE_DIR")
     return Config(
         backend=text("BACKEND"),
@@ -92,6 +98,7 @@ def from_environment(env: Mapping[str, str]) -> Config:
         disable_plugins=names("DISABLE_PLUGINS"),
         plugin_timeout=seconds,
         engines=names("ENGINES"),
+        check=int(check),
     )
 
 

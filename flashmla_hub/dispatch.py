@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flashmla_hub import capabilities, config, legalize, log, registry, tuning
+from flashmla_hub import capabilities, config, legalize, log, registry, shadow, tuning
 from flashmla_hub.backend import Backend, BoundKernel, PositionalKernel
 from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.decision import Candidate, Decision
@@ -148,7 +148,8 @@ def resolve(
     """
     scope = config.scope()
     state = registry.state()
-    key = (choice, device, explicit, scope.backend, scope.config.backend, state.generation, notes)
+    settings = (scope.backend, scope.config.backend, scope.config.check)
+    key = (choice, device, explicit, settings, state.generation, notes)
     return routes.get_or_make(key, lambda: _resolve(choice, device, explicit, notes))  # type: ignore[no-any-return]
 
 
@@ -206,7 +207,19 @@ def _resolve(
             continue
         log.info("%s on %s: chose %s, %s", choice, device, name, decision.why)
         decision = _with_notes(decision, chosen, backend.notes(device))
-        return Route(legalize.wrap(kernel, chosen.steps), decision, choice.kernel)
+        kernel = _shadowed(legalize.wrap(kernel, chosen.steps), chosen, choice.kernel, device)
+        return Route(kernel, decision, choice.kernel)
+
+
+def _shadowed(
+    kernel: BoundKernel, chosen: Candidate, key: KernelKey, device: DeviceInfo
+) -> BoundKernel:
+    """The kernel, under FLASHMLA_HUB_CHECK compared with the reference's for the same key."""
+    count = config.current().check
+    if not count or chosen.backend == shadow.REFERENCE:
+        return kernel
+    reference = bind(registry.get(shadow.REFERENCE), key, device)
+    return shadow.Shadowed(chosen.backend, kernel, reference, count, chosen.hazards)
 
 
 def _explicit(argument: str | None) -> tuple[str | None, str]:

@@ -10,7 +10,7 @@ import torch
 from flashmla_hub import api, dispatch, registry
 from flashmla_hub.backend import Backend, BoundKernel
 from flashmla_hub.device import DeviceInfo
-from flashmla_hub.request import KernelKey
+from flashmla_hub.request import KernelKey, check_key
 
 __all__ = ["bind_unchecked", "registered"]
 
@@ -36,4 +36,4 @@ def bind_unchecked(
     conformance suite puts it to the test. Nothing is cached.
     """
     chosen = registry.get(backend) if isinstance(backend, str) else backend
-    return dispatch.bind_now(chosen, key, api.resolve_device(device))
+    return dispatch.bind_now(chosen, check_key(key), api.resolve_device(device))

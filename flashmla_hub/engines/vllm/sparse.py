@@ -65,7 +65,11 @@ class HubSparseMLABackend(FlashMLASparseBackend):
             return f"{name} of flashmla_hub: head size {head_size} in records, takes 576 | 512"
         # A model without rope keeps 656-byte records, their rope part zero, and pads its queries.
         width = head_size if record is None else 576
-        asked: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "h_q": query_heads(), "topk": TOPK}
+        asked: dict[str, Any] = {
+            "dtype": str(dtype).removeprefix("torch."),
+            "h_q": query_heads(),
+            "topk": TOPK,
+        }
         keys = [selection.prefill_key(width, topk_length=True, **asked)]
         if record is not None:
             keys.append(selection.sparse_key(width, kv_format=record, **asked))
