@@ -8,20 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, empty_like
 
-from flashmla_hub.backend import BoundKernel
 from flashmla_hub.call import DenseDecode
-from flashmla_hub.errors import NotSupportedError
-from flashmla_hub.request import KernelKey
 
-from .driver import Driver
-from .launch import Arguments, Kernels, Launcher
-from .prepare import Form, Prepared, Slice, Tensors, prepare
-from .runtime import TorchCuda
-from .tensormap import Encoder, HostCache, TensorMap
-from .tuned import Tuning
-from .variants import Variant
-
-_SCALE_MIN, _SCALE_MAX = 1e-30, 1e30
+from .kernel import HopperKernel, as_they_are, shape_only, strides_fit, usable
+from .prepare import Prepared, Slice, Tensors, prepare
+from .tensormap import TensorMap
 
 
 class CallForm(NamedTuple):
@@ -32,34 +23,7 @@ class CallForm(NamedTuple):
     lse_like: Tensor
 
 
-class DenseKernel(BoundKernel):
-    """Immutable but for caches of host memory: the forms of calls, tensor maps and per-thread
-    argument buffers."""
-
-    def __init__(
-        self,
-        key: KernelKey,
-        variant: Variant,
-        kernels: Kernels,
-        driver: Driver,
-        runtime: TorchCuda,
-        index: int,
-        multiprocessors: int,
-        tuning: Tuning,
-    ) -> None:
-        self.key = key
-        self.kernels = kernels
-        self._gathered = not variant.family.k_maps
-        self._multiprocessors = multiprocessors
-        self._tuning = tuning
-        self._runtime = runtime
-        self._index = index
-        self._encoder = Encoder(driver, variant.fp16)
-        self._forms = HostCache(128)
-        self._maps = HostCache(1024)
-        self._launch = Launcher(driver, index)
-        self._arguments = Arguments(driver, kernels)
-
+class DenseKernel(HopperKernel):
     def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
         arguments = call[:7]
         if self._runtime.current_device() == self._index:
@@ -96,14 +60,14 @@ class DenseKernel(BoundKernel):
         out: Tensor | None,
         lse: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        if out is not None and (out.data_ptr() % 16 or not _strides_fit(out)):
+        if out is not None and not strides_fit(out):
             result, lse = self._run(
                 q, k_cache, block_table, cache_seqlens, softmax_scale, None, lse
             )
             return out.copy_(result), lse
         form = self._form(q, k_cache, block_table, softmax_scale, out, lse)
         if form is None:
-            q, softmax_scale = _usable(q, softmax_scale)
+            q, softmax_scale = usable(q, softmax_scale)
             return self._run(q, k_cache, block_table, cache_seqlens, softmax_scale, out, lse)
         if out is None:
             out = empty_like(form.out_like)
@@ -129,12 +93,12 @@ class DenseKernel(BoundKernel):
             out is not None and out.stride(), lse is not None and lse.stride(),
         )  # fmt: skip
         found: CallForm | None = self._forms.get(name)
-        if found is None and _as_they_are(q, softmax_scale):
+        if found is None and as_they_are(q, softmax_scale):
             prepared = self._prepare(q, k_cache, block_table, softmax_scale, out, lse)
             found = CallForm(
                 prepared,
-                _shape_only(q.dtype, prepared.out_shape, q),
-                _shape_only(torch.float32, prepared.lse_shape, q),
+                shape_only(q.dtype, prepared.out_shape, q),
+                shape_only(torch.float32, prepared.lse_shape, q),
             )
             self._forms.put(name, found)
         return found
@@ -161,7 +125,12 @@ class DenseKernel(BoundKernel):
             lse_stride=(h_q * s_q, s_q, 1) if lse is None else lse.stride(),
         )
         return prepare(
-            self.key, self._gathered, self._multiprocessors, self._tuning, call, softmax_scale
+            self.key,
+            self._variant.family.k_maps,
+            self._multiprocessors,
+            self._tuning,
+            call,
+            softmax_scale,
         )
 
     def _launch_all(
@@ -218,15 +187,7 @@ class DenseKernel(BoundKernel):
         buffers.tail[:] = part.tail
         pointers = buffers.main_pointers
         pointers[0], pointers[1], pointers[2] = q_map.address, left.address, right.address
-        config = buffers.main_config
-        config.gridDimX = prepared.decode_ctas
-        config.hStream = stream
-        self._launch(config, self.kernels.main, buffers.main_list)
-        if part.combine_ctas:
-            config = buffers.combine_config
-            config.gridDimX = part.combine_ctas
-            config.hStream = stream
-            self._launch(config, self.kernels.combine, buffers.combine_list)
+        self._fire(buffers, prepared.ctas, part.combine_ctas, stream)
 
     def _k_maps(self, prepared: Prepared, address: int) -> tuple[TensorMap, TensorMap] | None:
         forms = prepared.k_forms
@@ -239,41 +200,3 @@ class DenseKernel(BoundKernel):
             found = self._map("k_cache", left, address), self._map("k_cache", right, address)
             self._maps.put(name, found)
         return found
-
-    def _map(self, what: str, form: Form, address: int) -> TensorMap:
-        name = (address, form)
-        found: TensorMap | None = self._maps.get(name)
-        if found is None:
-            found = self._encoder.encode(what, address, form.dims, form.strides, form.box)
-            self._maps.put(name, found)
-        return found
-
-
-def _shape_only(dtype: torch.dtype, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """What empty_like needs of a tensor: no memory. It is the quickest way to a new tensor (2.1 us
-    on the host where new_empty takes 3.0)."""
-    made = torch.empty(1, dtype=dtype, device=like.device).expand(shape)
-    made.untyped_storage().resize_(0)
-    return made
-
-
-def _as_they_are(q: Tensor, scale: float) -> bool:
-    """Whether the kernel takes these. The hardware steps over q with real strides only, and the
-    kernel's maximum needs a scale above 0."""
-    return 0 not in q.stride() and _SCALE_MIN <= scale <= _SCALE_MAX
-
-
-def _usable(q: Tensor, scale: float) -> tuple[Tensor, float]:
-    """An exact equivalent that the kernel takes: the sign goes into q, and where the logits vanish
-    whatever q is, q does."""
-    if 0 in q.stride():
-        return q.contiguous(), scale
-    if abs(scale) > _SCALE_MAX:
-        raise NotSupportedError("hopper", "softmax_scale", scale, f"at most {_SCALE_MAX:g}")
-    return (-q, -scale) if scale <= -_SCALE_MIN else (torch.zeros_like(q), 1.0)
-
-
-def _strides_fit(out: Tensor) -> bool:
-    """Whether the kernel's 16-byte stores can go to ``out`` itself."""
-    steps = out.stride()
-    return steps[3] == 1 and not any(s % 8 for s in steps[:3])

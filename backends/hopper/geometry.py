@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from flashmla_hub.request import TOKEN_STRIDED, KernelKey
+from flashmla_hub.request import DENSE_DECODE, TOKEN_STRIDED, KernelKey
 
-from .variants import BOXES, PAGE_ROWS, Variant
+from .variants import BOXES, LIST_ROWS, PAGE_ROWS, Variant
 
 D_V = 512
 TILE = 64  # rows of a tile and tokens of a block
@@ -34,6 +34,8 @@ def variant_for(key: KernelKey) -> Variant:
     page = key.page_block_size
     boxes = page % 64 == 0 and page & (page - 1) == 0  # 64 times a power of two
     family = BOXES if boxes and not odd_heads else PAGE_ROWS
+    if key.op != DENSE_DECODE:
+        family = LIST_ROWS
     return Variant(family, key.dtype == "float16", key.d_qk, key.batch_invariant)
 
 

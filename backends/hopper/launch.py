@@ -10,7 +10,7 @@ from typing import Any
 
 from .build import Origin
 from .driver import CudaError, Driver
-from .geometry import LISTS_OFFSET, PARAMS_BYTES, POINTERS
+from .geometry import LIST_POINTERS, LISTS_OFFSET, PARAMS_BYTES, POINTERS
 
 MAIN_THREADS = 384
 COMBINE_THREADS = 512
@@ -23,6 +23,7 @@ class Kernels:
     main: Any
     combine: Any
     main_shared: int  # bytes of dynamic shared memory
+    maps: int  # tensor maps that ``main`` takes before its structure
     origins: tuple[Origin, Origin]
 
 
@@ -32,9 +33,12 @@ class Buffers:
     def __init__(self, driver: Driver, kernels: Kernels) -> None:
         self.params = ctypes.create_string_buffer(PARAMS_BYTES)
         self.pack = partial(POINTERS.pack_into, self.params, 0)
+        self.pack_lists = partial(LIST_POINTERS.pack_into, self.params, LISTS_OFFSET)
+        self.list_tail = memoryview(self.params).cast("B")[LISTS_OFFSET + LIST_POINTERS.size :]
         self.tail = memoryview(self.params).cast("B")[POINTERS.size : LISTS_OFFSET]
         address = ctypes.addressof(self.params)
-        self.main_pointers = (ctypes.c_void_p * 4)(None, None, None, address)
+        maps = [None] * kernels.maps
+        self.main_pointers = (ctypes.c_void_p * (kernels.maps + 1))(*maps, address)
         self.main_list = ctypes.addressof(self.main_pointers)
         self.combine_pointers = (ctypes.c_void_p * 1)(address)
         self.combine_list = ctypes.addressof(self.combine_pointers)

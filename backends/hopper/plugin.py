@@ -1,4 +1,4 @@
-"""Declares the backend ``hopper``: dense MLA decode in CUDA for sm_90a (csrc/README.md).
+"""Declares the backend ``hopper``: MLA in CUDA for sm_90a, dense and sparse (csrc/README.md).
 
 Nothing of CUDA is imported before the first bind.
 """
@@ -14,11 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 from flashmla_hub import config, log
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel, BuildItem
-from flashmla_hub.capabilities import ANY, Capabilities, DeviceClass, between, unsupported_reasons
+from flashmla_hub.capabilities import (
+    ANY,
+    NONE,
+    Capabilities,
+    DeviceClass,
+    between,
+    one_of,
+    unsupported_reasons,
+)
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
-from flashmla_hub.request import PACKED, PAGE_STRIDED, TOKEN_STRIDED, ChoiceKey, KernelKey
+from flashmla_hub.request import (
+    DENSE_DECODE,
+    PACKED,
+    PAGE_STRIDED,
+    SPARSE_DECODE,
+    SPARSE_PREFILL,
+    TOKEN_STRIDED,
+    ChoiceKey,
+    KernelKey,
+)
 
 from . import tuned
 
@@ -31,22 +48,43 @@ if TYPE_CHECKING:
 
 FLASHMLA_HUB_PROTOCOL = 2
 
-DENSE = Capabilities(
-    devices=(DeviceClass("nvidia", ("sm_90",)),),
-    dtypes=("bfloat16", "float16"),
-    head_dims=((576, 512), (512, 512)),
-    s_q=between(1, 16),
-    h_q=ANY,
-    h_kv=ANY,
-    page_block_size=ANY,
-    batch_invariant=True,
-    kv_strides=(PACKED, PAGE_STRIDED, TOKEN_STRIDED),
-    q_strides=(PACKED, TOKEN_STRIDED),
-    out_strides=(PACKED, TOKEN_STRIDED),
-    alignment=16,
-    cuda_graph=True,
-    torch_compile=True,
-    rewrites=("contiguous_q", "fold_s_q"),
+HOPPER = (DeviceClass("nvidia", ("sm_90",)),)
+
+
+def _declare(op: str, **facts: Any) -> Capabilities:
+    return Capabilities(
+        op=op,
+        devices=HOPPER,
+        dtypes=("bfloat16", "float16"),
+        head_dims=((576, 512), (512, 512)),
+        h_q=ANY,
+        page_block_size=ANY,
+        batch_invariant=True,
+        kv_strides=(PACKED, PAGE_STRIDED, TOKEN_STRIDED),
+        q_strides=(PACKED, TOKEN_STRIDED),
+        out_strides=(PACKED, TOKEN_STRIDED),
+        alignment=16,
+        cuda_graph=True,
+        torch_compile=True,
+        **facts,
+    )
+
+
+_LISTS: dict[str, Any] = {
+    "causal": (False,), "topk": ANY, "topk_length": True, "attn_sink": True,
+}  # fmt: skip
+CAPABILITIES = (
+    _declare(DENSE_DECODE, s_q=between(1, 16), h_kv=ANY, rewrites=("contiguous_q", "fold_s_q")),
+    _declare(
+        SPARSE_DECODE,
+        s_q=ANY,
+        h_kv=one_of(1),
+        extra_topk=ANY,
+        extra_page_block_size=ANY,
+        extra_topk_length=True,
+        **_LISTS,
+    ),
+    _declare(SPARSE_PREFILL, s_q=one_of(1), h_kv=ANY, extra_topk=NONE, **_LISTS),
 )
 
 
@@ -56,7 +94,7 @@ class HopperBackend(Backend):
     name = "hopper"
     version = "1"
     info = BackendInfo(
-        summary="the hub's CUDA kernel for Hopper: dense decode, compiled at first use",
+        summary="the hub's CUDA kernels for Hopper: dense and sparse, compiled at first use",
         vendor="NVIDIA",
         package="cuda-bindings",
         versions="NVRTC or nvcc >= 12.4",
@@ -78,10 +116,10 @@ class HopperBackend(Backend):
         self._kernels: dict[tuple[Variant, int], Kernels] = {}
 
     def capabilities(self, device: DeviceInfo) -> tuple[Capabilities, ...]:
-        return (DENSE,)
+        return CAPABILITIES
 
     def environment_reasons(self, device: DeviceInfo) -> tuple[str, ...]:
-        if DENSE.device_reasons(device):
+        if CAPABILITIES[0].device_reasons(device):
             return ()  # another device: nothing to install would help
         from .environment import Environment
 
@@ -122,6 +160,7 @@ class HopperBackend(Backend):
             raise NotSupportedError(self.name, "request", key.summary(), "; ".join(reasons))
         from .bound import DenseKernel
         from .geometry import variant_for
+        from .list_bound import SparseDecodeKernel, SparsePrefillKernel
         from .runtime import TorchCuda
 
         runtime = self._runtime = self._runtime or TorchCuda()
@@ -136,7 +175,11 @@ class HopperBackend(Backend):
         with runtime.guard(device.index):
             kernels, driver = self._load(variant, device)
         sms = device.multiprocessors or runtime.multiprocessors(device.index)
-        return DenseKernel(key, variant, kernels, driver, runtime, device.index, sms, setting)
+        bound = {
+            DENSE_DECODE: DenseKernel, SPARSE_DECODE: SparseDecodeKernel,
+            SPARSE_PREFILL: SparsePrefillKernel,
+        }[key.op]  # fmt: skip
+        return bound(key, variant, kernels, driver, runtime, device.index, sms, setting)
 
     def _load(self, variant: Variant, device: DeviceInfo) -> tuple[Kernels, Any]:
         from .build import BuildError
@@ -169,7 +212,9 @@ class HopperBackend(Backend):
                 raise NotSupportedError(self.name, "build", error, lacks) from error
             for unit, origin in ((variant.main, first), (variant.combine, second)):
                 _log_origin(unit.name, origin)
-            made = Kernels(main, combine, variant.shared_bytes, (first, second))
+            made = Kernels(
+                main, combine, variant.shared_bytes, variant.family.maps, (first, second)
+            )
             kernels = self._kernels.setdefault((variant, device.index), made)
         return kernels, driver
 
@@ -188,14 +233,14 @@ class HopperBackend(Backend):
         """One item for each variant: a key whose bind compiles and loads it."""
         from .variants import all_variants
 
-        if DENSE.device_reasons(device):
+        if CAPABILITIES[0].device_reasons(device):
             return
         for variant in all_variants():
-            if variant.family.lists:
-                continue
+            facts = {"op": SPARSE_DECODE, "topk": 2048} if variant.family.lists else {}
             yield BuildItem(
                 name=variant.main.name,
                 key=KernelKey(
+                    **facts,
                     dtype="float16" if variant.fp16 else "bfloat16",
                     d_qk=variant.d_qk,
                     page_block_size=64 if variant.family.k_maps else 1,

@@ -23,7 +23,7 @@ from .geometry import (
 )
 from .tuned import Tuning
 
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 # Scratch of a batch-invariant launch: a larger batch is launched in slices that reuse it.
 INVARIANT_WORKSPACE_BYTES = 256 << 20
 
@@ -66,7 +66,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    decode_ctas: int
+    ctas: int
     out_shape: tuple[int, int, int, int]
     lse_shape: tuple[int, int, int]
     k_forms: tuple[Form, Form] | None  # None: the kernel reads no K map
@@ -90,14 +90,14 @@ class Tensors:
 
 def prepare(
     key: KernelKey,
-    gathered: bool,
+    k_maps: bool,
     multiprocessors: int,
     tuning: Tuning,
     call: Tensors,
     softmax_scale: float,
 ) -> Prepared:
     batch, s_q, h_q, _ = call.q_shape
-    q_stride = _row_strides(call)
+    q_stride = row_strides(call.q_shape, call.q_stride)
     flat = key.h_kv == 1 and (s_q == 1 or q_stride[1] == h_q * q_stride[2])
     cut = geometry(key, flat, multiprocessors)
     capacity = min(call.table_width * key.page_block_size, MAX_CAPACITY) if call.pages else 0
@@ -118,9 +118,9 @@ def prepare(
             key.page_block_size, capacity, key.causal,
             cut.q_heads, cut.q_boxes, cut.q_box_bytes, head_tiles,
             tuning.request_cost, tuning.min_part_blocks,
-            tuning.prefetch if cut.tiles >= 2 and not gathered else 0,
+            tuning.prefetch if cut.tiles >= 2 and k_maps else 0,
             tuning.evict_first // key.h_kv, tuning.evict_half // key.h_kv,
-            cut.chunk_blocks, chunks, softmax_scale * _LOG2_E,
+            cut.chunk_blocks, chunks, softmax_scale * LOG2_E,
         )  # fmt: skip
         slices.append(
             Slice(
@@ -135,10 +135,10 @@ def prepare(
             )
         )
     return Prepared(
-        decode_ctas=cut.parts * cut.lanes,
+        ctas=cut.parts * cut.lanes,
         out_shape=(batch, s_q, h_q, D_V),
         lse_shape=(batch, h_q, s_q),
-        k_forms=None if gathered or not call.pages else _k_forms(key, call, head_tiles),
+        k_forms=None if not k_maps or not call.pages else _k_forms(key, call, head_tiles),
         row_bytes=(
             2 * q_stride[0], 4 * call.table_stride, 2 * call.out_stride[0], 4 * call.lse_stride[0]
         ),
@@ -153,11 +153,11 @@ def _requests_per_launch(key: KernelKey, cut: Geometry, chunks: int) -> int:
     return min(MAX_BATCH, max(1, INVARIANT_WORKSPACE_BYTES // per_request))
 
 
-def _row_strides(call: Tensors) -> tuple[int, int, int]:
+def row_strides(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int, int]:
     """(batch, token, head) strides of q; a dimension of size 1, whose stride torch leaves
     undefined, counts as packed."""
-    batch, token, head = call.q_stride[:3]
-    _, s_q, h_q, d = call.q_shape
+    batch, token, head = stride[:3]
+    _, s_q, h_q, d = shape
     if h_q == 1:
         head = token if s_q > 1 else d
     return batch, token, head

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from flashmla_hub.device import DeviceInfo
-from flashmla_hub.request import KernelKey
+from flashmla_hub.request import DENSE_DECODE, KernelKey
 from flashmla_hub.tuning import ConfigFile
 
 from .geometry import variant_for
@@ -36,9 +36,10 @@ ROWS = (16, 32, 64, 128, 256)  # upper bounds of the classes of rows per KV head
 
 def group(key: KernelKey, device: DeviceInfo) -> str:
     """The class of requests that share a setting: arch, rows per KV head, kind of page."""
-    rows = key.s_q * key.h_q // key.h_kv
+    rows = (key.s_q if key.op == DENSE_DECODE else 1) * key.h_q // key.h_kv
     bound = next((f"rows<={n}" for n in ROWS if rows <= n), f"rows>{ROWS[-1]}")
-    pages = "boxes" if variant_for(key).family.k_maps else "gathered"
+    family = variant_for(key).family
+    pages = "lists" if family.lists else "boxes" if family.k_maps else "gathered"
     return f"{device.arch} {bound} {pages}"
 
 

@@ -33,6 +33,11 @@ class Family:
     head_dims: tuple[int, ...] = (576, 512)
 
     @property
+    def maps(self) -> int:
+        """Tensor maps that the kernel takes: q's, and in dense decode two of K."""
+        return 1 if self.lists else 3
+
+    @property
     def kernel(self) -> str:
         return SPARSE if self.lists else DECODE
 

@@ -37,7 +37,7 @@ REFUSED = {
     "q_alignment": BASE.with_(q_alignment=8),
     "kv_alignment": BASE.with_(kv_alignment=8),
     "out_alignment": BASE.with_(out_alignment=8),
-    "op": BASE.with_(op="sparse_decode", topk=64),
+    "topk": BASE.with_(topk=64),
     "attn_sink": BASE.with_(attn_sink=True),
 }
 
@@ -84,7 +84,7 @@ def test_a_key_first_seen_while_a_graph_is_captured_is_refused_before_anything_i
 
 def test_build_items_cover_every_variant_with_keys_that_are_taken() -> None:
     items = list(HopperBackend().build_items(H100))
-    assert len({item.name for item in items}) == len(items) == 16
+    assert len({item.name for item in items}) == len(items) == 24
     for item in items:
         assert reasons(item.key) == []
 

@@ -26,7 +26,10 @@ def test_launches_are_what_the_kernel_expects(tmp_path: Path) -> None:
         pytest.skip("a CUDA build of torch would load the stand-in driver too")
     command = [compiler, "-shared", "-fPIC", "-O1", "-w", "-o", str(tmp_path / "libcuda.so.1")]
     subprocess.run([*command, str(HERE / "fake_driver.c"), "-ldl"], check=True)
-    files = [str(HERE / name) for name in ("launcher_cases.py", "launcher_failures.py")]
+    files = [
+        str(HERE / name)
+        for name in ("launcher_cases.py", "launcher_failures.py", "launcher_lists.py")
+    ]
     done = subprocess.run(
         [
             "env", f"LD_LIBRARY_PATH={tmp_path}", f"PYTHONPATH={HERE}",

@@ -1,5 +1,6 @@
 // Operands of the two products: which part of them comes from registers, which from shared memory.
 #pragma once
+#include "sm90/core/layout.h"
 #include "sm90/core/epilogue.h"
 #include "sm90/ptx/fence.h"
 #include "sm90/ptx/matrix.h"

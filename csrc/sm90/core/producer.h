@@ -1,5 +1,6 @@
 // What every producer has in common: the tensor maps and the loads of Q.
 #pragma once
+#include "sm90/core/layout.h"
 #include "sm90/core/tile.h"
 #include "sm90/core/walk.h"
 #include "sm90/ptx/copy.h"

@@ -5,9 +5,10 @@
 // moved to a request's edge when it would leave a sliver. tests/hopper/test_schedule_model.py
 // holds the same arithmetic in Python and checks that blocks are covered exactly once and that
 // the fragments promised to the combine kernel are those the parts compute.
+//
+// The shared-memory layout is the kernel's: its header comes before this one.
 #pragma once
 #include "sm90/core/fragments.h"
-#include "sm90/core/layout.h"
 #include "sm90/ptx/priority.h"
 
 namespace fmh {
@@ -21,6 +22,7 @@ struct ScheduleResult {
   EvictFirst evict;            // K that is prefetched, or many times L2, is like other data
 #if FMH_LISTS
   int step;  // from a request of this part to its next
+  int part;  // kept here: registers are what kernels over lists have least of
 #endif
 
   FMH_DEVICE void reset(int part, int batch) {  // no cut found: part 0 has all, the others nothing
@@ -263,6 +265,9 @@ FMH_DEVICE int schedule(char* smem, const MlaParams& p, int part, int lane_of_pa
       before += overhead + blocks;
     }
   }
+#if FMH_LISTS
+  if (threadIdx.x == 0) result->part = part;
+#endif
   __syncthreads();
   if (whole) {
     if (threadIdx.x == 0) {

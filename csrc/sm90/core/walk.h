@@ -69,6 +69,9 @@ struct FragmentWalk {
 #if FMH_BATCH_INVARIANT
     return request * p.max_chunks + begin / chunk;
 #else
+#if FMH_LISTS
+    part = range->part;
+#endif
     return 2 * part + (begin == 0);  // a part holds at most one later and one first fragment
 #endif
   }

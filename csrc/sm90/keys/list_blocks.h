@@ -6,10 +6,8 @@ namespace fmh {
 
 // A block: 64 entries of one list of one request.
 struct ListBlocks {
-  FragmentWalk<false> walk;
-  bool exists;
-  bool first;        // of its fragment
-  int block;         // of the request
+  FragmentWalk<true> walk;
+  int block;         // of the request; -1 behind the last one
   int which;         // list
   const int* slots;  // the block's first entry
   int left;          // entries from there to the end of the list
@@ -19,8 +17,10 @@ struct ListBlocks {
     enter_fragment(p, tile);
   }
 
+  FMH_DEVICE bool exists() const { return block >= 0; }
+  FMH_DEVICE bool first() const { return block == walk.begin; }  // of its fragment
+
   FMH_DEVICE void advance(const MlaParams& p, const Tile& tile) {
-    first = false;
     if (++block == walk.end) return enter_fragment(p, tile);
     if (left <= kBlockTokens) return enter_list(p, tile);
     slots += kBlockTokens;
@@ -28,9 +28,8 @@ struct ListBlocks {
   }
 
   FMH_DEVICE void enter_fragment(const MlaParams& p, const Tile& tile) {
-    exists = walk.next(p, [](int) {});
-    if (!exists) return;
-    first = true;
+    block = -1;
+    if (!walk.next(p, [](int) {})) return;
     block = walk.begin;
     enter_list(p, tile);
   }

@@ -6,15 +6,22 @@
 
 namespace fmh {
 
+// This thread's four rows of a block: where they lie, null where the entry is invalid.
 struct ListRows : RowCopies {
-  // This thread's entries of a block.
   FMH_DEVICE void load(const ListBlocks& at, int (&entry)[kRows]) const {
 #pragma unroll
     for (int i = 0; i < kRows; i++) entry[i] = at.entry(row + 16 * i);
   }
 
-  FMH_DEVICE const u16* at(const MlaParams& p, const ListBlocks& block, int entry) const {
-    return (const u16*)block.cache(p) + chunk * 8 + block.offset(p, entry);
+  FMH_DEVICE void find(const MlaParams& p, const ListBlocks& block, const int (&entry)[kRows],
+                       const u16* (&source)[kRows]) const {
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
+      source[i] = nullptr;
+      if (block.valid(p, entry[i])) {
+        source[i] = (const u16*)block.cache(p) + chunk * 8 + block.offset(p, entry[i]);
+      }
+    }
   }
 };
 
@@ -31,10 +38,9 @@ struct ListRowKeys {
 
 FMH_DEVICE void ListRowKeys::produce(char* smem, const Maps& maps, const MlaParams& p,
                                      const Tile& tile) {
-  const ScheduleResult* range = shared_at<const ScheduleResult>(smem, kOffsetSchedule);
   const ListRows rows{};
   ListBlocks next(smem, p, tile);
-  if (!next.exists) return;
+  if (!next.exists()) return;
   int entry[ListRows::kRows];
   ValidBits bits;
   rows.load(next, entry);
@@ -44,19 +50,13 @@ FMH_DEVICE void ListRowKeys::produce(char* smem, const Maps& maps, const MlaPara
 #pragma unroll 1
   for (;;) {
     const u16* source[ListRows::kRows];
-    u32 counts = 0;
-#pragma unroll
-    for (int i = 0; i < ListRows::kRows; i++) {
-      const bool valid = next.valid(p, entry[i]);
-      source[i] = rows.at(p, next, valid ? entry[i] : 0);
-      counts |= (u32)valid << i;
-    }
+    rows.find(p, next, entry, source);
     const u64 valid = bits.gather(next, p);
-    const bool first = next.first;
+    const bool first = next.first();
     const int request = next.walk.request;
     next.advance(p, tile);
     // The next block's entries are on their way while this one waits for its buffer.
-    if (next.exists) {
+    if (next.exists()) {
       rows.load(next, entry);
       bits.load(next);
     }
@@ -70,27 +70,18 @@ FMH_DEVICE void ListRowKeys::produce(char* smem, const Maps& maps, const MlaPara
     }
     const u32 buffer = kSharedBase + (odd ? kOffsetK1 : kOffsetK0), parity = (parities >> odd) & 1;
     const int left = odd ? kK1Left : kK0Left;
-    const auto counted = [&](int i) { return counts >> i & 1; };
+    const auto exists = [&](int i) { return source[i] != nullptr; };
     const auto copy_16 = [](u32 to, const u16* from, int n) { copy_16_or_zero(to, from, n); };
     barrier_wait(empty_barrier(left), parity);
     bits.publish(smem, odd, valid);
-    rows.copy<0, kLeftTiles>(buffer, source, counted, copy_16);
+    rows.copy<0, kLeftTiles>(buffer, source, exists, copy_16);
     barrier_arrive_after_copies(full_barrier(left));
     barrier_wait(empty_barrier(left + 1), parity);
-    rows.copy<kLeftTiles, kColumnTiles>(buffer, source, counted, copy_16);
+    rows.copy<kLeftTiles, kColumnTiles>(buffer, source, exists, copy_16);
     barrier_arrive_after_copies(full_barrier(left + 1));
     parities ^= 1u << odd;
     odd ^= 1;
-    if (!next.exists) break;
-    if (range->prefetch) {
-      // The block after this one, a row by one thread; the tiles of a part share them out.
-      const int i = rows.chunk;
-      const int ahead = i < 2 ? (i == 0 ? entry[0] : entry[1]) : (i == 2 ? entry[2] : entry[3]);
-      const bool mine = i < 4 && (p.tiles == 1 || (i & 1) == (tile.index & 1));
-      if (mine && next.valid(p, ahead)) {
-        bulk_prefetch((const u16*)next.cache(p) + next.offset(p, ahead), kDimQK * 2);
-      }
-    }
+    if (!next.exists()) break;
   }
 }
 

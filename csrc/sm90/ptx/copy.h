@@ -54,19 +54,6 @@ FMH_DEVICE void tma_prefetch(const TensorMap* map, int c0, int c1, int c2, int c
                : "memory");
 }
 
-// Pulls one box of a rank-5 map into L2.
-FMH_DEVICE void tma_prefetch(const TensorMap* map, int c0, int c1, int c2, int c3, int c4) {
-  asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global.tile [%0, {%1, %2, %3, %4, %5}];" ::"l"(
-                   map),
-               "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-               : "memory");
-}
-
-// Pulls `bytes` at `address` into L2, both multiples of 16.
-FMH_DEVICE void bulk_prefetch(const void* address, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
-}
-
 // Pulls the line at `address` into L2.
 FMH_DEVICE void line_prefetch(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
@@ -92,6 +79,23 @@ FMH_DEVICE void store_8_if(bool condition, void* to, u32 low, u32 high) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.v2.b32 [%1], {%2, %3};}" ::"r"(
                    (int)condition),
                "l"(to), "r"(low), "r"(high));
+}
+
+// The same with sixteen.
+FMH_DEVICE void store_16_if(bool condition, void* to, const uint4& v) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %0, 0; @p st.global.v4.b32 [%1], {%2, %3, %4, %5};}" ::"r"(
+          (int)condition),
+      "l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
+}
+
+FMH_DEVICE uint4 load_shared_16(u32 address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
 }
 
 }  // namespace fmh

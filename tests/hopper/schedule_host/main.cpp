@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "sm90/core/layout.h"
 #include "sm90/core/walk.h"
 
 using namespace fmh;
