@@ -108,6 +108,7 @@ def decode(
 @pytest.mark.parametrize("batch_invariant", [False, True])
 def test_sparse_decode(case: Lists, batch_invariant: bool) -> None:
     out, lse, (q, cache, indices), options = decode(case, batch_invariant)
+    options["extra_indices"] = options.pop("extra_indices_in_kvcache", None)
     expected = oracle.sparse_decode(
         q, cache, indices, d_v=D_V, softmax_scale=case.d_qk**-0.5, kv_format="dense", **options
     )
