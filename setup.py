@@ -103,7 +103,7 @@ setup(
         "flashmla_hub.conformance": ["**/*.txt", "**/*.json", "**/*.j2", "**/*.css", "**/*.js"],
         "flashmla_hub.backends": ["**/*.json", "**/*.cubin"],
     },
-    install_requires=["torch>=2.6", "pluggy>=1.5", "rich>=13", "numpy>=1.26"],
+    install_requires=["torch>=2.6", "pluggy>=1.5", "rich>=13", "numpy>=1.26", "filelock>=3.12"],
     extras_require={
         "demo": ["transformers>=5.17"],
         "report": ["jinja2>=3.1", "matplotlib>=3.8"],

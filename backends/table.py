@@ -14,7 +14,6 @@ from flashmla_hub import limits, registry
 from flashmla_hub.backend import Backend
 from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.device import DeviceInfo
-from flashmla_hub.plugins import BUILTIN
 
 BEGIN, END = "<!-- backends: begin -->", "<!-- backends: end -->"
 COLUMNS = ("vendor", "backend", "package, versions known", "confidence", "verified on")
@@ -53,7 +52,7 @@ def rewrite(text: str) -> str:
 
 def _builtin() -> Iterator[Backend]:
     state = registry.state()
-    names = [n for n in state.backends if state.owners.get(n) == BUILTIN]
+    names = [name for name, entry in state.entries.items() if entry.builtin]
     yield from (state.backends[name] for name in sorted(names, key=_order))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from flashmla_hub import (
     tracing,
     validation,
 )
+from flashmla_hub.asking import Broken, Entry
 from flashmla_hub.backend import Backend, BackendInfo
 from flashmla_hub.call import DecodeArguments
 from flashmla_hub.checks import describe
 from flashmla_hub.decision import Decision
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import InvalidRequestError
+from flashmla_hub.guard import Asking, Fault
 from flashmla_hub.request import ChoiceKey, KernelKey, check_key, choice_key
 
 __all__ = [
@@ -57,11 +60,14 @@ def backends() -> list[BackendStatus]:
     """Every backend and quarantined plugin with its status. Imports no vendor library."""
     state = registry.state()
     here = devices()
-    found = [_status(b, state.owners.get(n, "?"), here) for n, b in state.backends.items()]
+    found = [_status(entry, here) for entry in state.entries.values()]
     nothing = BackendInfo(summary="")
+    quarantined = registry.state().quarantined  # what was met on the way included
+    told = {(b.name, b.reason) for b in found}
     found += [
         BackendStatus(q.name, "quarantined", q.reason, q.dist, "", nothing)
-        for q in state.quarantined
+        for q in quarantined
+        if (q.name, q.reason) not in told
     ]
     return sorted(found, key=lambda b: (b.status != "ready", b.name))
 
@@ -235,31 +241,35 @@ def resolve_device(device: DeviceInfo | torch.device | str | None) -> DeviceInfo
     return identify.identify(known)
 
 
-def _status(backend: Backend, dist: str, here: list[DeviceInfo]) -> BackendStatus:
+def _status(entry: Entry, here: list[DeviceInfo]) -> BackendStatus:
     takes: tuple[str, ...] = ()
 
     def status(label: str, reason: str) -> BackendStatus:
         return BackendStatus(
-            backend.name, label, reason, dist, backend.version, backend.info, takes
+            entry.name, label, reason, entry.dist, entry.version, entry.info, takes
         )
 
+    def fits(device: DeviceInfo, asking: Asking) -> tuple[bool, dict[str, None]]:
+        declared = entry.declarations(device, asking)
+        names = dict.fromkeys(str(c) for d in declared for c in d.devices)
+        return any(not d.device_reasons(device) for d in declared), names
+
     try:
-        takes = tuple(limits.describe(backend.capabilities(here[0])))
+        takes = tuple(limits.describe(entry.declarations(here[0])))
         taken = "nothing"
         reasons: list[str] = []
         for device in here:
-            declarations = backend.capabilities(device)
-            fits = [d for d in declarations if not d.device_reasons(device)]
-            names = dict.fromkeys(str(c) for d in declarations for c in d.devices)
+            fitting, names = entry.ask("capabilities", device, partial(fits, device))
             taken = ", ".join(names) or taken
-            if fits:
-                reasons = list(backend.environment_reasons(device))
+            if fitting:
+                reasons = list(entry.lacks(device))
                 if not reasons:
                     return status("ready", f"on {device}")
         if reasons:
             return status("unavailable", "; ".join(reasons))
         return status("unavailable", f"takes {taken}; here: {', '.join(map(str, here))}")
-    except Exception as error:
-        reason = f"declaration raised {type(error).__name__}: {error}"
-        registry.quarantine(backend.name, reason)
-        return status("quarantined", reason)
+    except Broken as fault:
+        registry.quarantine(entry.name, fault.reason)
+        return status("quarantined", fault.reason)
+    except Fault as fault:
+        return status("unavailable", fault.reason)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from flashmla_hub.call import POSITIONAL
@@ -117,6 +118,17 @@ class BuildItem:
     concurrent: bool = False
 
 
+class Band(IntEnum):
+    """Where a rank lies; ``Band.PORT + 5`` is a rank. Nothing outside 0..HIGHEST is one."""
+
+    REFERENCE = 0
+    FALLBACK = 20  # portable
+    TUNED = 40  # portable and tuned
+    PORT = 60  # a vendor's own
+    NATIVE = 80  # native, and measured ahead of the others
+    HIGHEST = 99
+
+
 class Backend(ABC):
     """Base class of a backend. ``name`` is unique, lower-case, ``[a-z][a-z0-9_]*``."""
 
@@ -139,8 +151,8 @@ class Backend(ABC):
     def rank(self, choice: ChoiceKey, device: DeviceInfo) -> int:
         """How much this backend is worth for a request it can serve; higher wins.
 
-        Bands: 0-19 reference, 20-39 portable fallback, 40-59 portable tuned, 60-79 a vendor's
-        port, 80-99 native and measured ahead. Able is separate from worth it.
+        An int in the bands of :class:`Band`; a backend whose rank is anything else is refused.
+        Able is separate from worth it.
         """
         return 30
 

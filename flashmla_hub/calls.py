@@ -67,7 +67,7 @@ def prepare(args: A, check: Callable[[A], Checked]) -> tuple[Prepared | None, A]
         choice = choice_key(checked.key, checked.batch, checked.capacity)
         route = resolve(choice, identify.identify(args.q.device), args.backend, checked.notes)
     prepared = Prepared(checked, route, real is not args)
-    if facts is not None:
+    if facts is not None and not (route is not None and route.passing):
         if len(_calls) >= MAX_CALLS:
             _calls.clear()
         _calls[facts] = prepared

@@ -54,7 +54,21 @@ class IntSet:
 
     def divisor_of(self, n: int) -> int | None:
         """The largest member that divides n, None where there is none."""
-        return next((v for v in range(n, 0, -1) if n % v == 0 and v in self), None)
+        if n in self:
+            return n
+        if self.values:
+            return max((v for v in self.values if 0 < v <= n and n % v == 0), default=None)
+        if self.high is None or self.high < 1:
+            return None  # empty, or below ``low`` or no multiple of ``step``: so are divisors
+        return self._bounded_divisor(n, min(self.high, n))
+
+    def _bounded_divisor(self, n: int, high: int) -> int | None:
+        """Walks the members down from ``high`` or the cofactors up, whichever are fewer."""
+        cofactors = range(max(1, -(-n // high)), n // max(1, self.low) + 1)
+        if len(cofactors) < high // self.step:
+            return next((n // k for k in cofactors if n % k == 0 and n // k in self), None)
+        members = range(high - high % self.step, max(1, self.low) - 1, -self.step)
+        return next((v for v in members if n % v == 0), None)
 
 
 def one_of(*values: int) -> IntSet:

@@ -6,7 +6,7 @@ variable                           meaning
 ``FLASHMLA_HUB_BACKEND``           backend to use for every call (as ``backend=``)
 ``FLASHMLA_HUB_DEVICE``            ``vendor[:arch]``: overrides what identification found
 ``FLASHMLA_HUB_CACHE_DIR``         compiled kernels, plugin verdicts and tuning tables
-``FLASHMLA_HUB_LOG``               ``debug``, ``info``, ``warning`` (default) or ``error``
+``FLASHMLA_HUB_LOG``               ``debug``, ``info``, ``warning`` or ``error``: shown on stderr
 ``FLASHMLA_HUB_DISABLE_PLUGINS``   ``all``, or names of third-party plugins, comma-separated
 ``FLASHMLA_HUB_PLUGIN_TIMEOUT``    seconds a plugin may take to import (default 30)
 ``FLASHMLA_HUB_ENGINES``           engine integrations that are opt-in, comma-separated
@@ -20,6 +20,7 @@ a context variable: two threads with different settings do not disturb each othe
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,20 +30,28 @@ from pathlib import Path
 from typing import Any
 
 from flashmla_hub.device import DeviceInfo
-from flashmla_hub.errors import InvalidRequestError
+from flashmla_hub.errors import InvalidRequestError, nearest
 
 _PREFIX = "FLASHMLA_HUB_"
+_VARIABLES = (
+    "BACKEND", "DEVICE", "CACHE_DIR", "LOG", "DISABLE_PLUGINS", "PLUGIN_TIMEOUT", "ENGINES",
+)  # fmt: skip
+_ELSEWHERE = ("AOT", "CI_VENV")  # read where the hub is built and tested
 _LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the process, typed. ``disable_plugins`` holds names, or ``all``."""
+    """Settings of the process, typed.
+
+    ``cache_dir`` is None for a user without a home, ``log`` where it was not set: then logging is
+    left as the application has it. ``disable_plugins`` holds names, or ``all``.
+    """
 
     backend: str | None = None
     device: str | None = None
-    cache_dir: Path = field(default_factory=lambda: _default_cache_dir(os.environ))
-    log: str = "warning"
+    cache_dir: Path | None = field(default_factory=lambda: _default_cache_dir(os.environ))
+    log: str | None = None
     disable_plugins: frozenset[str] = frozenset()
     plugin_timeout: float = 30.0
     engines: frozenset[str] = frozenset()
@@ -58,9 +67,21 @@ class Scope:
     simulated: DeviceInfo | None = None
 
 
-def _default_cache_dir(env: Mapping[str, str]) -> Path:
+def _default_cache_dir(env: Mapping[str, str]) -> Path | None:
     base = env.get("XDG_CACHE_HOME") or env.get("LOCALAPPDATA")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "flashmla_hub"
+    try:
+        return (Path(base) if base else Path("~/.cache").expanduser()) / "flashmla_hub"
+    except RuntimeError:  # no HOME, and no entry in the table of users
+        return None
+
+
+def _chosen_cache_dir(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except (RuntimeError, OSError) as error:
+        raise InvalidRequestError(
+            _PREFIX + "CACHE_DIR", repr(text), f"a folder ({error})"
+        ) from error
 
 
 def from_environment(env: Mapping[str, str]) -> Config:
@@ -76,8 +97,8 @@ def from_environment(env: Mapping[str, str]) -> Config:
     def names(name: str) -> frozenset[str]:
         return frozenset(n.strip() for n in (text(name) or "").split(",") if n.strip())
 
-    log = (text("LOG") or "warning").lower()
-    if log not in _LEVELS:
+    log = (text("LOG") or "").lower() or None
+    if log is not None and log not in _LEVELS:
         raise InvalidRequestError(_PREFIX + "LOG", repr(log), " | ".join(_LEVELS))
     timeout = text("PLUGIN_TIMEOUT") or "30"
     try:
@@ -93,13 +114,25 @@ def from_environment(env: Mapping[str, str]) -> Config:
     return Config(
         backend=text("BACKEND"),
         device=text("DEVICE"),
-        cache_dir=Path(cache_dir).expanduser() if cache_dir else _default_cache_dir(env),
+        cache_dir=_chosen_cache_dir(cache_dir) if cache_dir else _default_cache_dir(env),
         log=log,
         disable_plugins=names("DISABLE_PLUGINS"),
         plugin_timeout=seconds,
         engines=names("ENGINES"),
         check=int(check),
     )
+
+
+def unread(env: Mapping[str, str] | None = None) -> list[str]:
+    """A line on each ``FLASHMLA_HUB_*`` variable of the environment that nobody reads."""
+    known = [_PREFIX + name for name in _VARIABLES]
+    given = os.environ if env is None else env
+    read = (*known, *(_PREFIX + name for name in _ELSEWHERE))
+    return [
+        f"{name} is set, and nothing reads it{nearest(name, known)}"
+        for name in sorted(given)
+        if name.startswith(_PREFIX) and name not in read
+    ]
 
 
 _SCOPE: ContextVar[Scope | None] = ContextVar("flashmla_hub_scope", default=None)
@@ -117,6 +150,8 @@ def scope() -> Scope:
     global _process_scope
     if _process_scope is None:  # a race builds it twice from one environment: equal values
         _process_scope = Scope(from_environment(os.environ))
+        for line in unread():
+            logging.getLogger("flashmla_hub").warning(line)
     return _process_scope
 
 

@@ -7,82 +7,51 @@ machine's tuning table > declared rank. An explicit choice never falls back to a
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+<<<<<<< HEAD
 from flashmla_hub import capabilities, config, legalize, log, registry, shadow, tuning
 from flashmla_hub.backend import Backend, BoundKernel, PositionalKernel
+=======
+from flashmla_hub import capabilities, config, legalize, log, registry, tuning
+from flashmla_hub.asking import Broken, Entry, passing_want
+from flashmla_hub.backend import BoundKernel
+from flashmla_hub.bounded import Bounded
+>>>>>>> 77057ff (Plugins, caches and compilers under guard)
 from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.decision import Candidate, Decision
 from flashmla_hub.device import DeviceInfo, capturing
-from flashmla_hub.errors import NoBackendError, NotSupportedError, PluginError
-from flashmla_hub.hookspecs import PROTOCOL_CURRENT
+from flashmla_hub.errors import NoBackendError, NotSupportedError, PluginError, clipped
+from flashmla_hub.guard import Asking, Fault
 from flashmla_hub.request import ChoiceKey, KernelKey
 
 MAX_BOUND = 512
 MAX_ROUTES = 2048
+RETRY_S = 60.0
 
+_VARIABLE = "FLASHMLA_HUB_BACKEND"
 _SIMULATED = "runs on real devices only; a simulated device changes what explain answers"
 
 
 @dataclass(frozen=True)
 class Route:
-    """A request's way: the kernel that serves it and the decision that chose it."""
+    """A request's way: the kernel that serves it and the decision that chose it.
+
+    ``passing``: a better backend could not be bound for want of memory or disk, so the route is
+    not remembered.
+    """
 
     kernel: BoundKernel
     decision: Decision
     key: KernelKey
+    passing: bool = False
 
 
-class _Cache:
-    """A bounded mapping, oldest use first out. Lookups by many threads, values made once a key."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._lock = threading.Lock()
-        self._items: OrderedDict[Any, Any] = OrderedDict()
-        self._making: dict[Any, threading.Lock] = {}
-
-    def get(self, key: Any) -> Any:
-        with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
-            return self._items.get(key)
-
-    def get_or_make(self, key: Any, make: Any) -> Any:
-        found = self.get(key)
-        if found is not None:
-            return found
-        with self._lock:
-            making = self._making.setdefault(key, threading.Lock())
-        with making:  # other keys go on meanwhile: a bind may compile for seconds
-            found = self.get(key)
-            if found is not None:
-                return found
-            try:
-                found = make()
-                with self._lock:
-                    self._items[key] = found
-                    while len(self._items) > self.limit:
-                        self._items.popitem(last=False)
-            finally:
-                with self._lock:
-                    self._making.pop(key, None)
-        return found
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def clear(self) -> None:
-        with self._lock:
-            self._items.clear()
-
-
-bound_kernels = _Cache(MAX_BOUND)
-routes = _Cache(MAX_ROUTES)
+bound_kernels = Bounded(MAX_BOUND)
+routes = Bounded(MAX_ROUTES)
+_later = Bounded(MAX_BOUND)  # binds that failed for want of something: when to try again
 
 
 def decide(
@@ -101,13 +70,13 @@ def decide(
     """
     name, source = _explicit(explicit)
     candidates = []
-    for backend in registry.state().backends.values():
-        candidate = _candidate(backend, choice, device, as_installed, running)
+    for entry in registry.state().entries.values():
+        candidate = _candidate(entry, choice, device, as_installed, running)
         if candidate is not None:
             candidates.append(candidate)
     candidates.sort(key=lambda c: (not c.accepted, -c.rank, c.backend))
     if name is not None:
-        registry.get(name)
+        registry.entry(name, _argument(source))
         own = next((c for c in candidates if c.backend == name), None)
         selected = name if own is not None and own.accepted else None
         why = (
@@ -153,34 +122,22 @@ def resolve(
     return routes.get_or_make(key, lambda: _resolve(choice, device, explicit, notes))  # type: ignore[no-any-return]
 
 
-def bind(backend: Backend, key: KernelKey, device: DeviceInfo) -> BoundKernel:
+def bind(entry: Entry, key: KernelKey, device: DeviceInfo) -> BoundKernel:
     """The backend's kernel for ``key``, bound once."""
-    cached = (backend, key, device)  # the object: a name may be registered anew
+    cached = (entry, key, device)  # the object: a name may be registered anew
 
     def make() -> BoundKernel:
-        _refuse_in_capture(backend.name, device)
-        return bind_now(backend, key, device)
+        _refuse_in_capture(entry.name, device)
+        return entry.bind(key, device)
 
     return bound_kernels.get_or_make(cached, make)  # type: ignore[no-any-return]
-
-
-def bind_now(backend: Backend, key: KernelKey, device: DeviceInfo) -> BoundKernel:
-    """The backend's kernel for ``key``, as the current plugin protocol has it; kept by nobody."""
-    kernel = backend.bind(key, device)
-    if not isinstance(kernel, BoundKernel):
-        raise PluginError(
-            f"backend {backend.name!r}: bind returned {type(kernel).__name__}, "
-            "expected a BoundKernel"
-        )
-    if registry.state().protocols.get(backend.name, PROTOCOL_CURRENT) < 2:
-        return PositionalKernel(kernel, key.op)
-    return kernel
 
 
 def _resolve(
     choice: ChoiceKey, device: DeviceInfo, explicit: str | None, notes: tuple[str, ...]
 ) -> Route:
     refused: dict[str, str] = {}
+    passing = False
     while True:
         decision = _without(decide(choice, device, explicit, running=True, notes=notes), refused)
         name = decision.selected
@@ -188,24 +145,35 @@ def _resolve(
             raise NoBackendError(f"no backend can serve this request\n{decision}", decision)
         chosen = decision.candidate
         assert chosen is not None
-        backend = registry.get(name)
+        entry = registry.entry(name)
         by_name = _explicit(explicit)[0] is not None
         narrow = chosen.steps[-1].narrow if chosen.steps else choice.kernel
+        reason = "" if by_name else _not_now(entry, narrow, device)
+        if reason:
+            passing |= (entry, narrow, device) in _later
+            refused[name] = reason
+            continue
         try:
-            kernel = bind(backend, narrow, device)
+            kernel = bind(entry, narrow, device)
         except NotSupportedError as error:
             if by_name or error.feature == _CAPTURE:
                 raise
             log.warning("backend %s refused what it claims: %s", name, error)
-            refused[name] = f"bind refused: {error}"
+            refused[name] = f"bind refused: {clipped(error, 2000)}"
             continue
-        except Exception as error:
-            reason = f"bind raised {type(error).__name__}: {error}"
+        except Fault as fault:
             if by_name:
-                raise PluginError(f"backend {name!r}: {reason}") from error
-            registry.quarantine(name, reason)
+                raise PluginError(f"backend {name!r}: {fault.reason}") from fault.__cause__
+            if passing_want(fault.__cause__):
+                passing = True
+                _later.put((entry, narrow, device), time.monotonic() + RETRY_S)
+                log.warning("backend %s: %s; it is tried again later", name, fault.reason)
+                refused[name] = f"{fault.reason}; it is tried again {RETRY_S:g} s later"
+            else:
+                registry.quarantine(name, fault.reason)
             continue
         log.info("%s on %s: chose %s, %s", choice, device, name, decision.why)
+<<<<<<< HEAD
         decision = _with_notes(decision, chosen, backend.notes(device))
         kernel = _shadowed(legalize.wrap(kernel, chosen.steps), chosen, choice.kernel, device)
         return Route(kernel, decision, choice.kernel)
@@ -220,6 +188,22 @@ def _shadowed(
         return kernel
     reference = bind(registry.get(shadow.REFERENCE), key, device)
     return shadow.Shadowed(chosen.backend, kernel, reference, count, chosen.hazards)
+=======
+        decision = _with_notes(decision, chosen, entry.notes(device))
+        return Route(legalize.wrap(kernel, chosen.steps), decision, choice.kernel, passing)
+
+
+def _not_now(entry: Entry, key: KernelKey, device: DeviceInfo) -> str:
+    """Why ``key`` is not bound now unless it is asked for by name; '' when it may be."""
+    until = _later.get((entry, key, device))
+    if until is not None and time.monotonic() < until:
+        return f"bind failed less than {RETRY_S:g} s ago for want of memory, disk or the like"
+    return entry.died_binding(key, device)
+
+
+def _argument(source: str) -> str:
+    return source if source == _VARIABLE else "backend"
+>>>>>>> 77057ff (Plugins, caches and compilers under guard)
 
 
 def _explicit(argument: str | None) -> tuple[str | None, str]:
@@ -227,50 +211,61 @@ def _explicit(argument: str | None) -> tuple[str | None, str]:
     for name, source in (
         (argument, "backend= argument"),
         (scope.backend, "use_backend()"),
-        (scope.config.backend, "FLASHMLA_HUB_BACKEND"),
+        (scope.config.backend, _VARIABLE),
     ):
         if name is not None:
             return name, source
     return None, ""
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What a backend says to a request, before the machine and the choice are looked at."""
+
+    reasons: list[str]
+    declaration: Capabilities | None
+    steps: tuple[legalize.Step, ...]
+    missing: tuple[str, ...]
+    rank: int
+    notes: tuple[str, ...]
+
+
 def _candidate(
-    backend: Backend, choice: ChoiceKey, device: DeviceInfo, as_installed: bool, running: bool
+    entry: Entry, choice: ChoiceKey, device: DeviceInfo, as_installed: bool, running: bool
 ) -> Candidate | None:
-    try:
-        declarations = _declarations(backend, device)
+    def ask(asking: Asking) -> _Answer:
+        declarations = entry.declarations(device, asking)
+        asking.question = "declaration"
         reasons, declaration, steps = _fit(declarations, choice.kernel, device)
-        missing = tuple(backend.environment_reasons(device))
-        rank = int(backend.rank(choice, device)) - legalize.penalty(steps)
-        notes = tuple(backend.notes(device))
-    except Exception as error:
-        registry.quarantine(backend.name, f"declaration raised {type(error).__name__}: {error}")
+        missing = entry.lacks(device, asking)
+        rank = entry.rank(choice, device, asking) - legalize.penalty(steps)
+        return _Answer(reasons, declaration, steps, missing, rank, entry.notes(device, asking))
+
+    try:
+        answer = entry.ask("declaration", device, ask)
+    except Broken as fault:
+        registry.quarantine(entry.name, fault.reason)
         return None
-    if running and device.simulated and not backend.runs_simulated:
+    except Fault as fault:  # an answer to this question; the next one may fare better
+        return Candidate(entry.name, accepted=False, reasons=(fault.reason,))
+    reasons, notes, missing = list(answer.reasons), answer.notes, answer.missing
+    if running and device.simulated and not entry.runs_simulated:
         reasons.append(_SIMULATED)
     elif missing and (as_installed or running):
         reasons += missing
     elif missing:
         notes += tuple(f"here: {reason}" for reason in missing)
-    hazards = declaration.hazards if declaration is not None else ()
+    hazards = answer.declaration.hazards if answer.declaration is not None else ()
     return Candidate(
-        backend=backend.name,
+        backend=entry.name,
         accepted=not reasons,
-        rank=rank,
+        rank=answer.rank,
         reasons=tuple(reasons),
-        steps=() if reasons else steps,
+        steps=() if reasons else answer.steps,
         hazards=hazards,
         notes=notes,
         automatic="needs_finite_cache" not in hazards,
     )
-
-
-def _declarations(backend: Backend, device: DeviceInfo) -> tuple[Capabilities, ...]:
-    declared = backend.capabilities(device)
-    for item in declared:
-        if not isinstance(item, Capabilities):
-            raise TypeError(f"capabilities returned {type(item).__name__}, expected Capabilities")
-    return tuple(declared)
 
 
 def _fit(

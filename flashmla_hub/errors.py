@@ -11,15 +11,53 @@ choose a backend               :class:`NoBackendError` (every backend with all i
 bind or run a backend          :class:`NotSupportedError` (what the backend cannot do)
 =============================  ==========================================================
 
-Every message states the actual value, the expected one and the way forward.
+Every message states the actual value, the expected one and the way forward, and is bounded in
+length whatever the value was. All of them can be pickled: engines raise across processes. What
+cannot be pickled with them (a tensor as the actual value, say) arrives as its text.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import difflib
+import pickle
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flashmla_hub.decision import Decision
+
+VALUE_LENGTH = 400
+MESSAGE_LENGTH = 40_000
+
+
+def clipped(value: object, length: int = VALUE_LENGTH) -> str:
+    """``str(value)``, its middle left out where it is longer than ``length``."""
+    try:
+        text = str(value)
+    except Exception as error:  # an int of 5000 digits, an object of a plugin's
+        text = f"<a {type(value).__name__} that cannot be printed: {type(error).__name__}>"
+    if len(text) <= length:
+        return text
+    head = length * 2 // 3
+    return f"{text[:head]} ... ({len(text)} characters) ... {text[len(text) - length // 4 :]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` where something known is close to ``name``, else ''."""
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def _portable(value: Any) -> Any:
+    """``value`` where it survives pickling, else its text."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    try:
+        pickle.loads(pickle.dumps(value))
+    except Exception:
+        return clipped(value)
+    return value
 
 
 class FlashMLAHubError(Exception):
@@ -31,7 +69,12 @@ class InvalidRequestError(FlashMLAHubError, ValueError):
 
     def __init__(self, argument: str, actual: object, expected: str) -> None:
         self.argument, self.actual, self.expected = argument, actual, expected
-        super().__init__(f"{argument}: got {_bounded(actual)}, expected {_bounded(expected)}")
+        super().__init__(
+            f"{clipped(argument)}: got {clipped(actual)}, expected {clipped(expected, 2000)}"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.argument, _portable(self.actual), self.expected)
 
 
 class NotSupportedError(FlashMLAHubError, NotImplementedError):
@@ -40,9 +83,12 @@ class NotSupportedError(FlashMLAHubError, NotImplementedError):
     def __init__(self, backend: str, feature: str, value: object, accepted: str) -> None:
         self.backend, self.feature, self.value, self.accepted = backend, feature, value, accepted
         super().__init__(
-            f"backend {backend!r} does not support {feature}={_bounded(value)}; "
-            f"accepted: {accepted}"
+            f"backend {clipped(backend)!r} does not support {clipped(feature)}="
+            f"{clipped(value, 8000)}; accepted: {clipped(accepted, 2000)}"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.backend, self.feature, _portable(self.value), self.accepted)
 
 
 class NoBackendError(FlashMLAHubError, RuntimeError):
@@ -50,7 +96,11 @@ class NoBackendError(FlashMLAHubError, RuntimeError):
 
     def __init__(self, message: str, decision: Decision | None = None) -> None:
         self.decision = decision
-        super().__init__(message)
+        super().__init__(clipped(message, MESSAGE_LENGTH))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        decision = _portable(self.decision)
+        return type(self), (self.args[0], None if isinstance(decision, str) else decision)
 
 
 class DeviceConflictError(FlashMLAHubError, RuntimeError):
@@ -59,12 +109,3 @@ class DeviceConflictError(FlashMLAHubError, RuntimeError):
 
 class PluginError(FlashMLAHubError):
     """A plugin broke the plugin contract; the registry quarantines it with this text."""
-
-
-_LONGEST = 500
-
-
-def _bounded(value: object) -> str:
-    """An argument of the caller's in a message: a line of it, however long it is."""
-    text = str(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"

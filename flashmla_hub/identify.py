@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import dataclasses
+import difflib
+import fnmatch
+import re
+from typing import Any
 
 import torch
 
-from flashmla_hub import config, registry
+from flashmla_hub import config, guard, registry
 from flashmla_hub.device import DeviceInfo, DeviceProbe
 from flashmla_hub.errors import DeviceConflictError, InvalidRequestError
+from flashmla_hub.forks import Lock
+from flashmla_hub.guard import Fault
 
+_vendors: dict[int, dict[str, dict[str, str]]] = {}
 _known: dict[tuple[str, int, int], DeviceInfo] = {}
-_lock = threading.Lock()
+_lock = Lock()
 
 
 def identify(device: torch.device | str) -> DeviceInfo:
@@ -30,7 +38,7 @@ def identify(device: torch.device | str) -> DeviceInfo:
     found = _identify(DeviceProbe(type=device.type, index=index))
     if scope.config.device is None:
         return found
-    vendor, arch = parse_device(scope.config.device)
+    vendor, arch = known_device(scope.config.device, "FLASHMLA_HUB_DEVICE")
     return DeviceInfo(
         vendor=vendor,
         arch=arch or found.arch,
@@ -45,17 +53,81 @@ def identify(device: torch.device | str) -> DeviceInfo:
     )
 
 
-def parse_device(text: str) -> tuple[str, str]:
-    """``vendor[:arch]`` -> (vendor, arch or '')."""
-    vendor, _, arch = text.strip().lower().partition(":")
-    if not vendor.replace("_", "").isalnum():
-        raise InvalidRequestError("device", repr(text), "vendor[:arch], lower-case words")
+def parse_device(text: str, argument: str = "device") -> tuple[str, str]:
+    """``vendor[:arch]`` -> (vendor, arch or ''), whether or not anybody knows them."""
+    vendor, _, arch = str(text).strip().lower().partition(":")
+    if not re.fullmatch(r"\w+", vendor) or not re.fullmatch(r"[\w.+-]*", arch):
+        raise InvalidRequestError(argument, repr(text), "vendor[:arch], lower-case words")
     return vendor, arch
 
 
+def known_device(text: str, argument: str = "device") -> tuple[str, str]:
+    """``vendor[:arch]`` -> (vendor, arch or '') that a rule or a backend knows.
+
+    Raises:
+        InvalidRequestError: nobody does; the message names ``argument``, what is known, and the
+            nearest of it.
+    """
+    vendor, arch = parse_device(text, argument)
+    known = vendors()
+    names = {v: v for v in known}
+    for v, archs in known.items():
+        if vendor in known and v != vendor:
+            continue
+        for a, products in archs.items():
+            label = v if "*" in a else f"{v}:{a}"
+            names |= dict.fromkeys((*products.split(), a), label)
+    if vendor not in known:
+        hint = names.get(arch) or names.get(vendor)
+        hint = f"; did you mean {hint}?" if hint else _hint(vendor, names)
+        said = ", ".join(sorted(known.keys() - {"unknown"}))
+        what = f"a vendor that a rule or a backend knows: {said}"
+        raise InvalidRequestError(argument, repr(text), what + hint)
+    archs = known[vendor]
+    if arch and archs and not any(fnmatch.fnmatchcase(arch, a) for a in archs):
+        hint = f"; did you mean {names[arch]}?" if arch in names else _hint(arch, names)
+        what = f"{vendor} with one of: {', '.join(archs)}"
+        raise InvalidRequestError(argument, repr(text), what + hint)
+    return vendor, arch
+
+
+def _hint(word: str, names: dict[str, str]) -> str:
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+    return f"; did you mean {names[close[0]]}?" if close else ""
+
+
+def vendors() -> dict[str, dict[str, str]]:
+    """The vendors that somebody knows -> {arch: words that its products go by}; patterns are those
+    of ``fnmatch``, and no arch at all means any. From the rules' ``FLASHMLA_HUB_VENDORS`` and
+    the devices that backends declare."""
+    state = registry.state()
+    found = _vendors.get(state.generation)
+    if found is None:
+        found = {"unknown": {}}  # what a device is that no rule knows
+        for rule in state.identify:
+            for vendor, archs in rule.vendors:
+                found.setdefault(vendor, {}).update(archs)
+        here = DeviceInfo("unknown", "", type="simulated", simulated=True)
+        for entry in state.entries.values():
+            with contextlib.suppress(Fault):
+                for declaration in entry.declarations(here):
+                    for kind in declaration.devices:
+                        if kind.vendor != "*":
+                            archs = found.setdefault(kind.vendor, {})
+                            if archs:  # a rule lists what there is
+                                archs |= {a: "" for a in kind.archs if a not in (*archs, "*")}
+        _vendors.clear()
+        _vendors[state.generation] = found
+    return found
+
+
 def simulated(vendor: str, arch: str = "") -> DeviceInfo:
-    """The DeviceInfo that ``simulate_device(vendor, arch)`` puts in force."""
-    vendor, arch = parse_device(f"{vendor}:{arch}" if arch else vendor)
+    """The DeviceInfo that ``simulate_device(vendor, arch)`` puts in force.
+
+    Raises:
+        InvalidRequestError: no rule and no backend knows it.
+    """
+    vendor, arch = known_device(f"{vendor}:{arch}" if arch else vendor)
     name = f"simulated {vendor} {arch}".strip()
     return DeviceInfo(vendor, arch, type="simulated", name=name, simulated=True, rule="simulated")
 
@@ -93,16 +165,24 @@ def _identify(probe: DeviceProbe) -> DeviceInfo:
 
 def ask_rules(probe: DeviceProbe) -> DeviceInfo:
     """Put ``probe`` to every rule; uncached (tests fake the probe)."""
-    claims: list[tuple[str, DeviceInfo]] = []
-    for plugin, answer in registry.ask_identify(probe):
-        if isinstance(answer, DeviceInfo):
-            claims.append((plugin, answer))
-        else:
-            registry.quarantine_plugin(
-                plugin, f"identify returned {type(answer).__name__}, expected DeviceInfo or None"
-            )
+    claims: list[tuple[registry.Rule, DeviceInfo]] = []
+    for rule, answer in registry.ask_identify(probe):
+        try:
+            claims.append((rule, _checked(answer)))
+        except Fault as fault:
+            registry.quarantine_rule(rule, fault.reason)
+    ours = [claim for claim in claims if claim[0].builtin]
+    if len(ours) == 1:
+        for rule, info in claims:
+            if not rule.builtin:
+                registry.disbelieve(
+                    rule,
+                    f"its rule is not believed: it claims {probe.type}:{probe.index} as {info}, "
+                    f"which the built-in rule {ours[0][0].plugin} knows as {ours[0][1]}",
+                )
+        claims = ours
     if len(claims) > 1:
-        names = " and ".join(f"{plugin} ({info})" for plugin, info in claims)
+        names = " and ".join(f"{rule.plugin} ({info})" for rule, info in claims)
         raise DeviceConflictError(
             f"device {probe.type}:{probe.index} is claimed by {names}; uninstall one, or set "
             "FLASHMLA_HUB_DISABLE_PLUGINS to the name of the wrong one"
@@ -121,3 +201,17 @@ def ask_rules(probe: DeviceProbe) -> DeviceInfo:
         confidence="low",
         rule=f"no rule matched type={probe.type} name={name!r} ({seen})",
     )
+
+
+def _checked(answer: object) -> DeviceInfo:
+    """A rule's answer, rebuilt from fields of the types that a DeviceInfo has."""
+    if not isinstance(answer, DeviceInfo):
+        raise Fault(f"identify returned {guard.shown(answer)}, expected DeviceInfo or None")
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(DeviceInfo):
+        value = getattr(answer, field.name)
+        kind = type(field.default) if field.default is not dataclasses.MISSING else str
+        if type(value) is not kind:
+            raise Fault(f"identify: {field.name} is {guard.shown(value)}, expected {kind.__name__}")
+        values[field.name] = value
+    return DeviceInfo(**values)

@@ -1,4 +1,9 @@
-"""The hub's logger. Level from the configuration; messages go through Python's logging only."""
+"""The hub's logger, ``flashmla_hub``. Messages go through Python's logging only.
+
+How much of it is shown is the application's business. Only where ``FLASHMLA_HUB_LOG`` is set does
+the hub touch the logger: the user asked for these lines, so they are let through, and shown on
+stderr where the application shows nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +14,22 @@ from flashmla_hub import config
 _logger = logging.getLogger("flashmla_hub")
 
 
-def _enabled(level: int) -> bool:
-    return level >= getattr(logging, config.current().log.upper())
-
-
 def emit(level: int, message: str, *args: object) -> None:
-    """Log at ``level`` if the configuration in force lets it through.
-
-    Without a handler of the application's, logging's last-resort handler prints to stderr what
-    is at least a warning; ``FLASHMLA_HUB_LOG=info`` has to show lines there too.
-    """
-    if not _enabled(level):
-        return
-    if level < logging.WARNING and not _logger.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("flashmla_hub: %(message)s"))
-        _logger.addHandler(handler)
-    if not _logger.isEnabledFor(level):
-        _logger.setLevel(level)
+    wanted = config.current().log
+    if wanted is not None:
+        if level < getattr(logging, wanted.upper()):
+            return
+        if not _logger.hasHandlers():
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("flashmla_hub: %(message)s"))
+            _logger.addHandler(handler)
+        if not _logger.isEnabledFor(level):
+            _logger.setLevel(level)
     _logger.log(level, message, *args)
+
+
+def debug(message: str, *args: object) -> None:
+    emit(logging.DEBUG, message, *args)
 
 
 def info(message: str, *args: object) -> None:

@@ -1,58 +1,37 @@
 """Which backends there are, which are quarantined, and why.
 
-A plugin that raises, speaks another protocol, takes a name that is taken or has a bad hook is
-quarantined with its reason and shown by ``flashmla-hub backends``; it never breaks the import of
+A plugin that raises, hangs, speaks another protocol, takes a name that is taken or has a bad hook
+is quarantined with its reason and shown by ``flashmla-hub backends``; it never breaks the import of
 the hub or another backend. The state is loaded at first need, and replaced as a whole: readers
 need no lock.
 """
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType, ModuleType
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
-import pluggy
-
-from flashmla_hub import config, log, plugins
+from flashmla_hub import config, guard, log, plugins
+from flashmla_hub.asking import Entry
 from flashmla_hub.backend import Backend
 from flashmla_hub.device import DeviceProbe
-from flashmla_hub.errors import InvalidRequestError, PluginError
-from flashmla_hub.hookspecs import PROJECT, PROTOCOL_CURRENT, BackendQuery, HookSpecs
+from flashmla_hub.errors import InvalidRequestError, PluginError, clipped, nearest
+from flashmla_hub.forks import Lock
+from flashmla_hub.guard import Fault
+from flashmla_hub.loading import Builder, Quarantined, Rule, State, load_all
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_IDENTIFY = "flashmla_hub_identify_device"
-_BACKENDS = "flashmla_hub_backends"
+__all__ = [
+    "Quarantined", "Rule", "State", "ask_identify", "disbelieve", "entry", "get", "loaded",
+    "quarantine", "quarantine_rule", "registered", "reload", "state",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A plugin or backend that is not used, and why."""
-
-    name: str
-    dist: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class State:
-    """One snapshot. ``generation`` changes with every change, so caches can tell."""
-
-    backends: MappingProxyType[str, Backend] = field(default_factory=lambda: MappingProxyType({}))
-    owners: MappingProxyType[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    protocols: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    quarantined: tuple[Quarantined, ...] = ()
-    identify: tuple[tuple[str, Any], ...] = ()
-    generation: int = 0
-
-
-_lock = threading.RLock()
+_lock = Lock(reentrant=True, wait_s=60.0)
 _state: State | None = None
 _generation = 0
+_loading = False
 
 
 def state() -> State:
@@ -60,11 +39,17 @@ def state() -> State:
     global _state
     current = _state
     if current is None:
+        if guard.busy():
+            raise _asked_too_early()
         with _lock:
             if _state is None:
                 _state = _load()
             current = _state
     return current
+
+
+def _asked_too_early() -> PluginError:
+    return PluginError("a plugin asked the hub for its backends while it was being loaded")
 
 
 def loaded() -> int:
@@ -76,6 +61,8 @@ def loaded() -> int:
 def reload() -> State:
     """Forget what was loaded and load again (after an installation in this process)."""
     global _state
+    if guard.busy():
+        raise _asked_too_early()
     with _lock:
         _state = _load()
         return _state
@@ -88,15 +75,24 @@ def get(name: str) -> Backend:
         InvalidRequestError: no such backend; the message lists the names there are.
         PluginError: it is quarantined; the message says why.
     """
+    return entry(name).backend
+
+
+def entry(name: str, argument: str = "backend") -> Entry:
+    """The entry of the backend called ``name``; ``argument`` is where the name came from.
+
+    Raises: as ``get``.
+    """
     current = state()
-    backend = current.backends.get(name)
-    if backend is not None:
-        return backend
-    for entry in current.quarantined:
-        if entry.name == name:
-            raise PluginError(f"backend {name!r} is quarantined: {entry.reason}")
-    names = ", ".join(sorted(current.backends)) or "none"
-    raise InvalidRequestError("backend", repr(name), f"one of: {names}")
+    found = current.entries.get(name) if isinstance(name, str) else None
+    if found is not None:
+        return found
+    for quarantined in current.quarantined:
+        if quarantined.name == name:
+            raise PluginError(f"backend {name!r} is quarantined: {quarantined.reason}")
+    names = ", ".join(sorted(current.entries)) or "none"
+    hint = nearest(clipped(name), current.entries)
+    raise InvalidRequestError(argument, guard.shown(name), f"one of: {names}{hint}")
 
 
 def quarantine(name: str, reason: str) -> None:
@@ -104,44 +100,67 @@ def quarantine(name: str, reason: str) -> None:
     global _state
     with _lock:
         current = state()
-        if name not in current.backends:
+        if name not in current.entries:
             return
         log.warning("backend %s is quarantined: %s", name, reason)
-        remaining = {n: b for n, b in current.backends.items() if n != name}
-        entry = Quarantined(name, current.owners.get(name, "?"), reason)
+        remaining = {n: e for n, e in current.entries.items() if n != name}
         _state = _next(
             current,
-            backends=MappingProxyType(remaining),
-            quarantined=(*current.quarantined, entry),
+            entries=MappingProxyType(remaining),
+            quarantined=(
+                *current.quarantined,
+                Quarantined(name, current.entries[name].dist, reason),
+            ),
         )
 
 
-def quarantine_plugin(name: str, reason: str) -> None:
+def quarantine_rule(rule: Rule, reason: str) -> None:
     """Stop asking a plugin to identify devices."""
     global _state
     with _lock:
         current = state()
-        if all(plugin != name for plugin, _ in current.identify):
+        if rule not in current.identify:
             return
-        log.warning("plugin %s is quarantined: %s", name, reason)
+        log.warning("plugin %s is quarantined: %s", rule.plugin, reason)
         _state = _next(
             current,
-            identify=tuple(p for p in current.identify if p[0] != name),
-            quarantined=(*current.quarantined, Quarantined(name, "plugin", reason)),
+            identify=tuple(r for r in current.identify if r is not rule),
+            quarantined=(*current.quarantined, Quarantined(rule.plugin, rule.dist, reason)),
         )
 
 
-def ask_identify(probe: DeviceProbe) -> list[tuple[str, Any]]:
-    """(plugin, answer) of every identification rule that does not answer None."""
+def disbelieve(rule: Rule, reason: str) -> None:
+    """Report an answer of a rule that was not believed; the rule is asked again."""
+    global _state
+    with _lock:
+        current = state()
+        report = Quarantined(rule.plugin, rule.dist, reason)
+        if report not in current.quarantined:
+            log.warning("plugin %s: %s", rule.plugin, reason)
+            # the generation stays: no answer changes, and this may be an answer on the way
+            _state = replace(current, quarantined=(*current.quarantined, report))
+
+
+def ask_identify(probe: DeviceProbe) -> list[tuple[Rule, Any]]:
+    """(rule, answer) of every identification rule that does not answer None."""
     answers = []
-    for plugin, call in state().identify:
+    limit = config.current().plugin_timeout
+    for rule in state().identify:
+
+        def ask(asking: guard.Asking, rule: Rule = rule) -> Any:
+            return rule.call(probe=probe)
+
         try:
-            answer = call(probe=probe)
-        except Exception as error:
-            quarantine_plugin(plugin, f"identify raised {type(error).__name__}: {error}")
+            answer = (
+                guard.here("identify", ask)
+                if rule.builtin
+                else guard.in_time("identify", limit, ask)
+            )
+        except Fault as fault:
+            quarantine_rule(rule, fault.reason)
             continue
         if answer:
-            answers.append((plugin, answer[0]))
+            answers.append((rule, answer[0]))
     return answers
 
 
@@ -155,17 +174,13 @@ def registered(thing: Backend | Any, name: str = "test") -> Iterator[State]:
     global _state
     with _lock:
         before = state()
+        builder = Builder(before)
+        found = plugins.Found(name, name, "registered")
         if isinstance(thing, Backend):
-            added = {**before.backends, **_checked([thing], before.backends)}
-            owners = {**before.owners, thing.name: "registered"}
-            _state = _next(
-                before, backends=MappingProxyType(added), owners=MappingProxyType(owners)
-            )
+            builder.take(found, [thing])
         else:
-            builder = _Builder(before)
-            builder.add(plugins.Found(name, name, "registered"), thing)
-            _state = builder.finish()
-        during = _state
+            builder.add(found, thing)
+        _state = during = _next(builder.finish())
     try:
         yield during
     finally:
@@ -179,97 +194,12 @@ def _next(current: State, **changes: Any) -> State:
     return replace(current, **changes, generation=_generation)
 
 
-def _checked(offered: Any, taken: Any) -> dict[str, Backend]:
-    accepted: dict[str, Backend] = {}
-    try:
-        offered = list(offered)
-    except TypeError:
-        raise PluginError(
-            f"{_BACKENDS} returned {type(offered).__name__}, expected an iterable of Backend"
-        ) from None
-    for backend in offered:
-        if not isinstance(backend, Backend):
-            raise PluginError(f"{_BACKENDS} returned {type(backend).__name__}, expected a Backend")
-        if not isinstance(backend.name, str) or not _NAME.fullmatch(backend.name):
-            raise PluginError(f"backend name {backend.name!r}, expected [a-z][a-z0-9_]*")
-        if backend.name in taken or backend.name in accepted:
-            raise PluginError(f"duplicate name: a backend {backend.name!r} is registered already")
-        accepted[backend.name] = backend
-    return accepted
-
-
-class _Builder:
-    """Collects plugins into the next State."""
-
-    def __init__(self, base: State) -> None:
-        self.base = base
-        self.backends = dict(base.backends)
-        self.owners = dict(base.owners)
-        self.protocols = dict(base.protocols)
-        self.quarantined = list(base.quarantined)
-        self.identify = list(base.identify)
-
-    def add(self, found: plugins.Found, plugin: Any) -> None:
-        """Register one plugin's hooks; PluginError if they are not what the contract says."""
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(HookSpecs)
-        try:
-            manager.register(plugin, name=found.name)
-            manager.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise PluginError(f"bad hook: {' '.join(lines)}") from error
-        callers = manager.get_hookcallers(plugin) or []
-        if not callers:
-            hooks = f"{_IDENTIFY} or {_BACKENDS}"
-            raise PluginError(f"no hook found; decorate {hooks} with flashmla_hub.hookimpl")
-        try:
-            answers = getattr(manager.hook, _BACKENDS)(query=BackendQuery())
-        except Exception as error:
-            raise PluginError(f"{_BACKENDS} raised {type(error).__name__}: {error}") from error
-        accepted: dict[str, Backend] = {}
-        for answer in answers:
-            accepted |= _checked(answer, {**self.backends, **accepted})
-        self.backends |= accepted
-        self.owners |= dict.fromkeys(accepted, found.dist)
-        spoken = getattr(plugin, "FLASHMLA_HUB_PROTOCOL", PROTOCOL_CURRENT)
-        self.protocols |= dict.fromkeys(accepted, spoken)
-        if any(caller.name == _IDENTIFY for caller in callers):
-            self.identify.append((found.name, getattr(manager.hook, _IDENTIFY)))
-
-    def refuse(self, found: plugins.Found, reason: str) -> None:
-        log.warning("plugin %s (%s) is quarantined: %s", found.name, found.dist, reason)
-        self.quarantined.append(Quarantined(found.name, found.dist, reason))
-
-    def finish(self) -> State:
-        return _next(
-            self.base,
-            backends=MappingProxyType(self.backends),
-            owners=MappingProxyType(self.owners),
-            protocols=MappingProxyType(self.protocols),
-            quarantined=tuple(self.quarantined),
-            identify=tuple(self.identify),
-        )
-
-
 def _load() -> State:
-    builder = _Builder(State())
-    found, refused = plugins.discover()
-    disabled = config.current().disable_plugins
-    off = {c for c in found if not c.builtin and {"all", c.name} & disabled}
-    wrong = plugins.check_in_children(c for c in found if c not in off)
-    for candidate in found:
-        if candidate in off:
-            why = "disabled by FLASHMLA_HUB_DISABLE_PLUGINS"
-            builder.quarantined.append(Quarantined(candidate.name, candidate.dist, why))
-            continue
-        try:
-            if candidate in wrong:
-                raise PluginError(wrong[candidate])
-            module: ModuleType = plugins.load(candidate)
-            builder.add(candidate, module)
-        except PluginError as error:
-            builder.refuse(candidate, str(error))
-    for candidate, reason in refused:
-        builder.refuse(candidate, reason)
-    return builder.finish()
+    global _loading
+    if _loading:
+        raise _asked_too_early()
+    _loading = True
+    try:
+        return _next(load_all())
+    finally:
+        _loading = False

@@ -7,18 +7,16 @@ configurations are a backend's own business: it keeps those that won in a :class
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from flashmla_hub import config, log
+from flashmla_hub import cache, files, log
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import ChoiceKey
 from flashmla_hub.version import __version__
@@ -29,39 +27,64 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="DataclassInstance")
 
 VERSION = 2
+MAX_ENTRIES = 4096  # of one file
+MAX_BYTES = 4 * 2**20
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
-def _path(device: DeviceInfo, prefix: str, version: int) -> Path:
+def _path(device: DeviceInfo, prefix: str, version: int) -> Path | None:
+    folder = cache.folder("tuning")
     words = f"{prefix}{device.vendor}-{device.arch}-{device.name}".lower()
-    label = re.sub(r"[^a-z0-9_.-]+", "-", words).strip("-")
-    return config.current().cache_dir / "tuning" / f"{label}-v{version}.json"
+    label = re.sub(r"[^a-z0-9_.-]+", "-", words).strip("-")[:150]
+    return folder / f"{label}-v{version}.json" if folder is not None else None
 
 
-def path_for(device: DeviceInfo) -> Path:
-    """Where the table of this kind of device lies."""
+def path_for(device: DeviceInfo) -> Path | None:
+    """Where the table of this kind of device lies; None where there is no cache to use."""
     return _path(device, "", VERSION)
 
 
-def read_json(path: Path, version: int) -> dict[str, Any]:
+def read_json(path: Path | None, version: int) -> dict[str, Any]:
     """A file that :func:`write_json` made.
 
     Raises:
         OSError, ValueError, KeyError, TypeError: it cannot be read, or is of another version.
     """
-    table: dict[str, Any] = json.loads(path.read_text())
+    if path is None:
+        raise FileNotFoundError("there is no cache")
+    table: dict[str, Any] = files.parse_json(files.read_regular(path, MAX_BYTES))
     if table["version"] != version:
-        raise ValueError(f"version {table['version']}, expected {version}")
+        raise ValueError(f"version {table['version']!r:.40}, expected {version}")
     return table
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace the file whole, so that a reader never sees half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".json")
-    with os.fdopen(handle, "w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    Path(name).replace(path)
+def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Replace the file whole, so that a reader never sees half of one.
+
+    Raises:
+        OSError: it cannot be written, or there is no cache to write to (None).
+    """
+    if path is None:
+        raise OSError(f"nothing can be kept: {cache.problem()}")
+    files.write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def validated(kind: type[C], given: Mapping[str, Any], limits: Mapping[str, tuple[int, int]]) -> C:
+    """``kind(**given)`` once every field is there, of the type of its default (or an int), and
+    inside its ``limits``: a tuning file is data from outside, and kernels divide by it.
+
+    Raises:
+        ValueError, TypeError: naming the field.
+    """
+    for field in fields(kind):
+        value = given[field.name]
+        low, high = limits.get(field.name, (0, 0))
+        if field.name in limits:
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"{field.name} is {value!r:.40}, expected {low}..{high}")
+        elif isinstance(field.default, bool) and type(value) is not bool:
+            raise ValueError(f"{field.name} is {value!r:.40}, expected true or false")
+    return kind(**given)
 
 
 def preferred(choice: ChoiceKey, device: DeviceInfo) -> str | None:
@@ -73,19 +96,28 @@ def preferred(choice: ChoiceKey, device: DeviceInfo) -> str | None:
     if choice.kernel.batch_invariant or device.simulated:
         return None
     path = path_for(device)
+    stamp = _stamp(path)
+    return _load(path, stamp).get(str(choice)) if path is not None and stamp else None
+
+
+def _stamp(path: Path | None) -> int:
+    """When the file was written; 0 where there is none."""
     try:
-        stamp = path.stat().st_mtime_ns
+        return path.stat().st_mtime_ns if path is not None else 0
     except OSError:
-        return None
-    return _load(path, stamp).get(str(choice))
+        return 0
 
 
 @lru_cache(maxsize=16)
 def _load(path: Path, stamp: int) -> dict[str, str]:
     try:
         table = read_json(path, VERSION)
-        return {str(k): str(v) for k, v in table["preferred"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = {str(k): v for k, v in table["preferred"].items()}
+        wrong = next((v for v in found.values() if not isinstance(v, str)), None)
+        if wrong is not None or len(found) > MAX_ENTRIES:
+            raise ValueError(f"{wrong!r:.40} is no backend" if wrong else "too many entries")
+        return found
+    except _UNREADABLE as error:
         log.warning("tuning table %s is ignored: %s; run `flashmla-hub tune` again", path, error)
         return {}
 
@@ -102,7 +134,7 @@ class ConfigFile(Generic[C]):
         self._parse = parse
         self._load = lru_cache(maxsize=16)(self._read)
 
-    def path(self, device: DeviceInfo) -> Path:
+    def path(self, device: DeviceInfo) -> Path | None:
         return _path(device, f"{self._backend}-", self._version)
 
     def get(self, name: str, device: DeviceInfo) -> C | None:
@@ -111,6 +143,8 @@ class ConfigFile(Generic[C]):
 
     def keep(self, name: str, device: DeviceInfo, chosen: C) -> None:
         known = {**self._known(device), name: chosen}
+        while len(known) > MAX_ENTRIES:
+            del known[next(iter(known))]
         made = {
             "device": f"{device.name} {device}", "runtime": device.runtime,
             "torch": torch.__version__, "flashmla_hub": __version__,
@@ -120,11 +154,8 @@ class ConfigFile(Generic[C]):
 
     def _known(self, device: DeviceInfo) -> Mapping[str, C]:
         path = self.path(device)
-        try:
-            stamp = path.stat().st_mtime_ns
-        except OSError:
-            return {}
-        return self._load(path, stamp)
+        stamp = _stamp(path)
+        return self._load(path, stamp) if path is not None and stamp else {}
 
     def read(self, path: Path) -> Mapping[str, C]:
         """The configurations in a file of this form, a shipped one for instance.
@@ -133,12 +164,15 @@ class ConfigFile(Generic[C]):
             OSError, ValueError, KeyError, TypeError, AttributeError: it is not of this form.
         """
         table = read_json(path, self._version)
-        return {name: self._parse(fields) for name, fields in table["configs"].items()}
+        configs = table["configs"]
+        if len(configs) > MAX_ENTRIES:
+            raise ValueError(f"{len(configs)} configurations, at most {MAX_ENTRIES}")
+        return {str(name): self._parse(given) for name, given in configs.items()}
 
     def _read(self, path: Path, stamp: int) -> Mapping[str, C]:
         try:
             return self.read(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _UNREADABLE as error:
             log.warning(
                 "tuned configs %s are ignored: %s; run `flashmla-hub tune` again", path, error
             )

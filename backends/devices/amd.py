@@ -11,6 +11,13 @@ from flashmla_hub.hookspecs import hookimpl
 
 FLASHMLA_HUB_PROTOCOL = 2
 
+FLASHMLA_HUB_VENDORS = {
+    "amd": {
+        "gfx90a": "mi200 mi210 mi250", "gfx942": "mi300 mi300x mi325x", "gfx950": "mi350x mi355x",
+        "gfx*": "rocm",
+    }
+}  # fmt: skip
+
 
 @hookimpl
 def flashmla_hub_identify_device(probe: DeviceProbe) -> DeviceInfo | None:

@@ -7,6 +7,8 @@ from flashmla_hub.hookspecs import hookimpl
 
 FLASHMLA_HUB_PROTOCOL = 2
 
+FLASHMLA_HUB_VENDORS = {"cpu": {}}
+
 
 @hookimpl
 def flashmla_hub_identify_device(probe: DeviceProbe) -> DeviceInfo | None:

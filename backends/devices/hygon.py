@@ -12,6 +12,8 @@ from flashmla_hub.hookspecs import hookimpl
 
 FLASHMLA_HUB_PROTOCOL = 2
 
+FLASHMLA_HUB_VENDORS = {"hygon": {"gfx*": "dcu k100"}}
+
 
 @hookimpl
 def flashmla_hub_identify_device(probe: DeviceProbe) -> DeviceInfo | None:

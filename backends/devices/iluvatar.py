@@ -14,6 +14,8 @@ FLASHMLA_HUB_PROTOCOL = 2
 
 ARCHS = {(7, 0): "ivcore10", (7, 1): "ivcore11"}
 
+FLASHMLA_HUB_VENDORS = {"iluvatar": dict.fromkeys(ARCHS.values(), "")}
+
 
 @hookimpl
 def flashmla_hub_identify_device(probe: DeviceProbe) -> DeviceInfo | None:

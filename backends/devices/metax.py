@@ -17,6 +17,8 @@ FLASHMLA_HUB_PROTOCOL = 2
 
 ARCHS = {"5": "xcore1000", "6": "xcore1500"}  # C500, C550, C588; C600
 
+FLASHMLA_HUB_VENDORS = {"metax": {"xcore1000": "c500 c550 c588", "xcore1500": "c600"}}
+
 
 @hookimpl
 def flashmla_hub_identify_device(probe: DeviceProbe) -> DeviceInfo | None:

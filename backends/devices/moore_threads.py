@@ -13,6 +13,10 @@ from flashmla_hub.hookspecs import hookimpl
 
 FLASHMLA_HUB_PROTOCOL = 2
 
+FLASHMLA_HUB_VENDORS = {
+    "moore_threads": {"mp_31": "s5000", "mp_22": "s4000", "mp_21": "", "mp_[0-9]*": "musa"}
+}
+
 
 @hookimpl
 def flashmla_hub_identify_device(probe: DeviceProbe) -> DeviceInfo | None:

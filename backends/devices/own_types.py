@@ -26,6 +26,8 @@ TYPES = {
     "aipu": ("aipu", "", "medium"),
 }
 
+FLASHMLA_HUB_VENDORS = {vendor: {"*": kind} for kind, (vendor, _, _) in TYPES.items()}
+
 
 @hookimpl
 def flashmla_hub_identify_device(probe: DeviceProbe) -> DeviceInfo | None:

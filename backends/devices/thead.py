@@ -15,6 +15,8 @@ from flashmla_hub.hookspecs import hookimpl
 
 FLASHMLA_HUB_PROTOCOL = 2
 
+FLASHMLA_HUB_VENDORS = {"thead": {"ppu_10": "ppu", "ppu_15": ""}}
+
 
 @hookimpl
 def flashmla_hub_identify_device(probe: DeviceProbe) -> DeviceInfo | None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +21,9 @@ from .units import CSRC, Unit
 
 NVRTC_MIN = (12, 4)
 
-# Version ranges [low, high) that compile the kernels badly, with what they do. Resources of the
-# versions outside are read in CI (tests/hopper/test_hopper_resources.py).
-REFUSED_VERSIONS: tuple[tuple[tuple[int, int], tuple[int, int], str], ...] = (
-    ((13, 4), (13, 6), "it spills registers in the main loop; 12.8 and 13.0 to 13.3 do not"),
-)
+# What compiles every kernel without a spill: docs/kernels/compilers.md has the table, made by
+# tools/compiler_table. The other versions are used where no such compiler is, with a note.
+CLEAN = ((12, 8), (13, 4))  # [from, to)
 
 
 class CompileError(RuntimeError):
@@ -33,9 +37,11 @@ class Compiled:
 
 
 class Compiler(Protocol):
-    """``fingerprint`` names the compiler, its version and its flags: it is part of the key."""
+    """``fingerprint`` names the compiler, its version and its flags: it is part of the key.
+    ``spills``: what is known against this version, '' where it compiles cleanly."""
 
     name: str
+    spills: str
 
     @property
     def fingerprint(self) -> str: ...
@@ -49,20 +55,29 @@ def version_reason(name: str, version: tuple[int, int]) -> str | None:
     if version < NVRTC_MIN:
         need = ".".join(map(str, NVRTC_MIN))
         return f"{name} {text} is too old for these kernels: they need >= {need}"
-    for low, high, why in REFUSED_VERSIONS:
-        if low <= version < high:
-            return f"{name} {text} is refused: {why}"
     return None
+
+
+def version_note(version: tuple[int, int]) -> str:
+    """What is known against a version that may be used, '' where nothing is."""
+    low, high = CLEAN
+    if low <= version < high:
+        return ""
+    text, first, end = (".".join(map(str, v)) for v in (version, low, high))
+    return (
+        f"{text} spills some registers, mostly of the warps that load (right, perhaps slower); "
+        f"{first} and later below {end} do not: pip install 'nvidia-cuda-nvrtc<{end}'"
+    )
 
 
 class Nvrtc:
     """NVRTC through cuda-bindings; constructing it loads the library (ImportError, RuntimeError
-    or CompileError where it is missing or refused). ``any_version`` takes a refused one too."""
+    or CompileError where it is missing or too old)."""
 
     name = "nvrtc"
     flags = ("--std=c++17", "--ptxas-options=-v")
 
-    def __init__(self, any_version: bool = False) -> None:
+    def __init__(self) -> None:
         from cuda.bindings import nvrtc
 
         self._nvrtc: Any = nvrtc
@@ -70,9 +85,9 @@ class Nvrtc:
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise CompileError(f"nvrtcVersion: {error}")
         self.version = (int(major), int(minor))
-        reason = None if any_version else version_reason("NVRTC", self.version)
-        if reason:
+        if reason := version_reason("NVRTC", self.version):
             raise CompileError(reason)
+        self.spills = version_note(self.version)
 
     @property
     def fingerprint(self) -> str:
@@ -115,6 +130,7 @@ class Nvcc:
         self.program = program
         if reason := version_reason("nvcc", self.version):
             raise CompileError(reason)
+        self.spills = version_note(self.version)
 
     @classmethod
     def find(cls) -> str | None:
@@ -148,20 +164,72 @@ class Nvcc:
         ]
 
     def compile(self, unit: Unit, root: Path = CSRC) -> Compiled:
-        with tempfile.TemporaryDirectory(prefix="flashmla-hub-nvcc-") as folder:
+        _sweep()
+        with tempfile.TemporaryDirectory(prefix=_TEMP_PREFIX) as folder:
             output = Path(folder) / "unit.cubin"
             log = self._run(self.command(unit, output, root))
             return Compiled(output.read_bytes(), log)
 
     def _run(self, command: list[str]) -> str:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            code, log = run_to_the_end(command)
         except OSError as error:
             raise CompileError(f"{command[0]}: {error}") from error
-        log = done.stdout + done.stderr
-        if done.returncode:
-            raise CompileError(f"{' '.join(command)} failed with {done.returncode}:\n{log}")
+        if code:
+            raise CompileError(f"{' '.join(command)} failed with {code}:\n{log}")
         return log
+
+
+_TEMP_PREFIX = "flashmla-hub-nvcc-"
+_TEMP_MAX_AGE_S = 3600.0
+
+# nvcc starts further programs, which live on when it, or this process, is killed. This runs it in a
+# group of its own and kills the group when the pipe from this process closes, however it ends.
+_SUPERVISOR = """
+import os, signal, subprocess, sys, threading
+def watch():
+    while os.read(0, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=watch, daemon=True).start()
+code = subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL)
+os._exit(code if code >= 0 else 128 - code)
+"""
+
+
+def run_to_the_end(command: list[str]) -> tuple[int, str]:
+    """(exit status, output) of a program that ends with this process, its children too.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    if not hasattr(os, "killpg"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(errno.ENOENT, "not found or not executable", command[0])
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", _SUPERVISOR, *command], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        try:
+            log = child.stdout.read()
+            return child.wait(), log
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.killpg(child.pid, signal.SIGKILL)
+            raise
+
+
+def _sweep() -> None:
+    """Remove the folders of builds that were killed."""
+    horizon = time.time() - _TEMP_MAX_AGE_S
+    for leftover in Path(tempfile.gettempdir()).glob(_TEMP_PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            if leftover.lstat().st_mtime < horizon:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def find_compilers() -> tuple[list[Compiler], list[str]]:

@@ -5,14 +5,13 @@ Nothing of CUDA is imported before the first bind.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashmla_hub import config, log
+from flashmla_hub import cache, log
 from flashmla_hub.backend import Backend, BackendInfo, BoundKernel, BuildItem
 from flashmla_hub.capabilities import (
     ANY,
@@ -25,6 +24,7 @@ from flashmla_hub.capabilities import (
 )
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.errors import NotSupportedError
+from flashmla_hub.forks import Lock
 from flashmla_hub.hookspecs import BackendQuery, hookimpl
 from flashmla_hub.request import (
     DENSE_DECODE,
@@ -106,13 +106,13 @@ class HopperBackend(Backend):
     def __init__(
         self,
         runtime: TorchCuda | None = None,
-        make_builder: Callable[[Path], Builder] | None = None,
+        make_builder: Callable[[Path | None], Builder] | None = None,
     ) -> None:
         """The arguments replace torch.cuda and the compilers (cache folder -> builder) in tests."""
         self._runtime = runtime
         self._make_builder = make_builder
-        self._lock = threading.Lock()
-        self._builders: dict[Path, Builder] = {}
+        self._lock = Lock()
+        self._builders: dict[Path | None, Builder] = {}
         self._kernels: dict[tuple[Variant, int], Kernels] = {}
 
     def capabilities(self, device: DeviceInfo) -> tuple[Capabilities, ...]:
@@ -226,7 +226,7 @@ class HopperBackend(Backend):
         from .build import Builder
         from .store import CubinStore
 
-        folder = config.current().cache_dir / "hopper"
+        folder = cache.folder("hopper")
         make = self._make_builder or (lambda folder: Builder(CubinStore(folder)))
         with self._lock:
             if folder not in self._builders:

@@ -1,133 +1,103 @@
 """Compiled cubins on disk: entries that are whole or absent, whatever happens to the writer.
 
-An entry is written to a temporary file, synced and renamed into place, and carries its key and
-the digest of its payload: a reader sees all of it or nothing, and notices damage. Where nothing
-can be written (a read-only or missing home) entries are kept in memory, with one warning.
+Where nothing can be written (a read-only or missing home), or where others could have written,
+entries are kept in memory, with one warning. The number of entries is bounded in both places.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-import tempfile
-import time
-import warnings
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-MAGIC = b"flashmla-hub cubin 1\n"
-_TEMP_PREFIX = ".writing-"
-_TEMP_MAX_AGE_S = 3600.0
+from flashmla_hub import files, log
 
+from .entry import Entry, decode, encode
 
-@dataclass(frozen=True)
-class Entry:
-    """A cubin and where it came from: the unit's name and digest, and the compiler's version."""
-
-    unit: str
-    digest: str
-    compiler: str
-    cubin: bytes
-
-
-def encode(key: str, entry: Entry) -> bytes:
-    header = {
-        "key": key,
-        "unit": entry.unit,
-        "digest": entry.digest,
-        "compiler": entry.compiler,
-        "size": len(entry.cubin),
-        "sha256": hashlib.sha256(entry.cubin).hexdigest(),
-    }
-    return MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n" + entry.cubin
-
-
-def decode(key: str, data: bytes) -> Entry | None:
-    """The entry in ``data``, None where it is damaged or belongs to another key."""
-    if not data.startswith(MAGIC):
-        return None
-    line, newline, cubin = data[len(MAGIC) :].partition(b"\n")
-    try:
-        header = json.loads(line)
-        whole = (
-            newline == b"\n"
-            and header["key"] == key
-            and header["size"] == len(cubin)
-            and header["sha256"] == hashlib.sha256(cubin).hexdigest()
-        )
-        return Entry(header["unit"], header["digest"], header["compiler"], cubin) if whole else None
-    except (ValueError, KeyError, TypeError):
-        return None
+MAX_FILES = 512
+MAX_IN_MEMORY = 64
+LOCK_S = 900.0  # so long is another process given to compile what this one needs too
 
 
 class CubinStore:
-    """Entries by key in one folder; safe for any number of threads and processes at once."""
+    """Entries by key in one folder (None: in memory); safe for any number of threads and processes
+    at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._memory: dict[str, bytes] = {}
+        self._memory: OrderedDict[str, bytes] = OrderedDict()
+        self._told = False
 
-    def path(self, key: str) -> Path:
-        return self.folder / f"{key}.cubin"
+    def path(self, key: str) -> Path | None:
+        return self.folder / f"{key}.cubin" if self.folder is not None else None
 
     def load(self, key: str) -> Entry | None:
-        try:
-            data = self.path(key).read_bytes()
-        except OSError:
-            data = self._memory.get(key, b"")
+        path = self._usable(key)
+        data = self._memory.get(key, b"")
+        if path is not None:
+            with contextlib.suppress(OSError):
+                data = files.read_regular(path)
+                os.utime(path)  # those used longest ago go first
         return decode(key, data) if data else None
 
     def save(self, key: str, entry: Entry) -> None:
         data = encode(key, entry)
-        try:
-            write_atomically(self.path(key), data)
-        except OSError as error:
-            if not self._memory:
-                warnings.warn(
-                    f"cannot write compiled kernels to {self.folder} ({error}); they are kept in "
-                    "memory and compiled again by every process: set FLASHMLA_HUB_CACHE_DIR to a "
-                    "writable folder",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            self._memory[key] = data
+        path = self._usable(key)
+        if path is not None:
+            try:
+                files.write_atomically(path, data)
+                files.prune(path.parent, "*.cubin", MAX_FILES)
+                return
+            except OSError as error:
+                self._tell(f"cannot write compiled kernels to {self.folder} ({error})")
+        self._memory[key] = data
+        while len(self._memory) > MAX_IN_MEMORY:
+            self._memory.popitem(last=False)
 
     def discard(self, key: str) -> None:
         self._memory.pop(key, None)
+        if path := self._usable(key):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    @contextmanager
+    def building(self, key: str) -> Iterator[None]:
+        """Held by the one process that compiles ``key``: eight ranks that start at once need one
+        compiler, not eight. A process that dies lets go; one that takes too long is not waited for.
+        """
+        path = self._usable(key)
+        if path is None:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(path.with_suffix(".lock"), timeout=LOCK_S)
+        with contextlib.ExitStack() as held:
+            try:
+                files.make_folder(path.parent)
+                held.enter_context(lock)
+            except (OSError, Timeout, NotImplementedError) as error:
+                log.info("compiling without a lock: %s", error)
+            yield
         with contextlib.suppress(OSError):
-            self.path(key).unlink()
+            files.prune(path.parent, "*.lock", MAX_FILES)
 
+    def _usable(self, key: str) -> Path | None:
+        """The file of ``key``; None, told once, where nothing may be loaded from its folder."""
+        if self.folder is None:
+            return None
+        if why := files.unsafe(self.folder.parent) or files.unsafe(self.folder):
+            self._tell(f"compiled kernels are not kept: {why}")
+            return None
+        return self.folder / f"{key}.cubin"
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds all of it or what it held before, power loss
-    included. Raises OSError where the folder cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
-    fd, temp = tempfile.mkstemp(prefix=_TEMP_PREFIX, dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temp)
-        raise
-    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what writers that were killed left behind, long after any writer could be alive."""
-    horizon = time.time() - _TEMP_MAX_AGE_S
-    for leftover in folder.glob(_TEMP_PREFIX + "*"):
-        with contextlib.suppress(OSError):
-            if leftover.stat().st_mtime < horizon:
-                leftover.unlink()
+    def _tell(self, what: str) -> None:
+        if not self._told:
+            self._told = True
+            log.warning(
+                "%s; they are kept in memory and compiled again by every process: set "
+                "FLASHMLA_HUB_CACHE_DIR to a folder of your own", what,
+            )  # fmt: skip

@@ -10,10 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from flashmla_hub.device import DeviceInfo
+<<<<<<< HEAD
 from flashmla_hub.request import DENSE_DECODE, KernelKey
 from flashmla_hub.tuning import ConfigFile
+=======
+from flashmla_hub.request import KernelKey
+from flashmla_hub.tuning import ConfigFile, validated
+>>>>>>> 77057ff (Plugins, caches and compilers under guard)
 
 from .geometry import variant_for
 
@@ -29,7 +35,24 @@ class Tuning:
     evict_half: int = 680  # most blocks of which only every second line is marked
 
 
-FILE = ConfigFile("hopper", 1, lambda fields: Tuning(**fields))
+# What the schedule's arithmetic holds for; a table from outside may say anything.
+LIMITS = {
+    "request_cost": (0, 1 << 16),
+    "min_part_blocks": (1, 1 << 12),
+    "prefetch": (0, 1 << 20),
+    "evict_first": (0, 1 << 20),
+    "evict_half": (0, 1 << 20),
+}
+
+
+def _parse(given: Mapping[str, Any]) -> Tuning:
+    found = validated(Tuning, given, LIMITS)
+    if found.min_part_blocks & (found.min_part_blocks - 1):
+        raise ValueError(f"min_part_blocks is {found.min_part_blocks}, expected a power of two")
+    return found
+
+
+FILE = ConfigFile("hopper", 1, _parse)
 SHIPPED = Path(__file__).with_name("tuned.json")
 ROWS = (16, 32, 64, 128, 256)  # upper bounds of the classes of rows per KV head
 

@@ -13,11 +13,32 @@ from typing import Any
 from flashmla_hub.backends.triton.config import Config, config_for
 from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import KernelKey
-from flashmla_hub.tuning import ConfigFile
+from flashmla_hub.tuning import ConfigFile, validated
+
+# Tiles are powers of two, warps and stages what a compiler takes; a file may say anything.
+_LIMITS = {
+    "block_h": (1, 256),
+    "block_n": (16, 512),
+    "num_warps": (1, 32),
+    "num_stages": (1, 16),
+    "split_tail": (0, 1 << 20),
+    "per_sm": (1, 32),
+    "step": (1, 16),
+}
+_OPTIONS = frozenset({"matrix_instr_nonkdim", "waves_per_eu", "kpack"})
 
 
-def _parse(fields: Mapping[str, Any]) -> Config:
-    return Config(**{**fields, "options": tuple(map(tuple, fields["options"]))})
+def _parse(given: Mapping[str, Any]) -> Config:
+    options = tuple((str(name), value) for name, value in given["options"])
+    for name, value in options:
+        if name not in _OPTIONS or type(value) is not int or not 0 <= value <= 64:
+            raise ValueError(f"options: {name!r:.40}={value!r:.40} is not known")
+    found = validated(Config, {**given, "options": options}, _LIMITS)
+    for name in ("block_h", "block_n", "num_warps"):
+        value = getattr(found, name)
+        if value & (value - 1):
+            raise ValueError(f"{name} is {value}, expected a power of two")
+    return found
 
 
 FILE = ConfigFile("triton", 3, _parse)

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from flashmla_hub import api, config, registry
+from flashmla_hub import api, cache, config, registry
+from flashmla_hub.asking import Entry
 from flashmla_hub.device import DeviceInfo
+from flashmla_hub.errors import PluginError
 from flashmla_hub.request import KernelKey
 from flashmla_hub.version import CONTRACT_VERSION, __version__
 
@@ -74,7 +76,7 @@ def collect() -> dict[str, Any]:
         },
         "settings": {
             **{f.name: _plain(getattr(settings, f.name)) for f in dataclasses.fields(settings)},
-            "cache_dir writable": _writable(settings.cache_dir),
+            "cache used": _unused(settings.cache_dir) or "yes",
         },
         "devices": {
             f"{d.type}:{d.index}": f"{d.vendor} {d.arch} {d.name!r} ({d.confidence}: {d.rule})"
@@ -84,8 +86,8 @@ def collect() -> dict[str, Any]:
         "notes": {
             f"{name} on {device}": "; ".join(notes)
             for device in devices
-            for name, backend in registry.state().backends.items()
-            if (notes := backend.notes(device))
+            for name, entry in registry.state().entries.items()
+            if (notes := _notes(entry, device))
         },
     }
     facts["advice"] = advice(devices, backends, settings.cache_dir)
@@ -93,7 +95,7 @@ def collect() -> dict[str, Any]:
 
 
 def advice(
-    devices: list[DeviceInfo], backends: list[api.BackendStatus], cache: Path | None
+    devices: list[DeviceInfo], backends: list[api.BackendStatus], place: Path | None
 ) -> list[str]:
     """What to do next, most pressing first: never empty."""
     told = [
@@ -102,9 +104,9 @@ def advice(
         for b in backends
         if b.status == "quarantined"
     ]
-    if not _writable(cache):
+    if unused := _unused(place):
         told.append(
-            f"{cache} cannot be written: kernels are compiled anew in every process. Set "
+            f"{unused}: kernels are compiled anew in every process. Set "
             "FLASHMLA_HUB_CACHE_DIR to a folder of yours"
         )
     accelerators = [d for d in devices if d.type != "cpu"]
@@ -133,6 +135,13 @@ def advice(
     return told
 
 
+def _notes(entry: Entry, device: DeviceInfo) -> tuple[str, ...]:
+    try:
+        return entry.notes(device)
+    except PluginError as error:
+        return (str(error),)
+
+
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
@@ -154,10 +163,18 @@ def _plain(value: Any) -> Any:
     return "none" if value is None else value
 
 
-def _writable(place: Path | None) -> bool:
+def _unused(place: Path | None) -> str:
+    """Why the cache is not used, or not all of it; '' when it is."""
+    refused = [cache.problem()]
+    if place is not None:
+        refused += [cache.problem(place / part) for part in ("hopper", "plugins", "tuning")]
+        if not _writable(place):
+            refused.append(f"{place} cannot be written")
+    return "; ".join(dict.fromkeys(why for why in refused if why))
+
+
+def _writable(place: Path) -> bool:
     """Whether the folder, or the one it would be made in, takes a file."""
-    if place is None:
-        return False
     while not place.exists() and place != place.parent:
         place = place.parent
     try:

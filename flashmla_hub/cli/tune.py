@@ -192,7 +192,7 @@ class Table:
     """
 
     def __init__(self, device: DeviceInfo) -> None:
-        self.path: Path = tuning.path_for(device)
+        self.path: Path | None = tuning.path_for(device)
         self.preferred: dict[str, str] = {}
         self.measured: dict[str, dict[str, float]] = {}
         self.trials: dict[str, dict[str, dict[str, dict[str, float]]]] = {}

@@ -11,9 +11,9 @@ import torch
 from core_helpers import Narrow, dense
 
 import flashmla_hub as hub
-from flashmla_hub import config, dispatch, tuning
+from flashmla_hub import bounded, config, dispatch, tuning
 from flashmla_hub.call import DenseDecode
-from flashmla_hub.capabilities import DeviceClass, one_of
+from flashmla_hub.capabilities import DeviceClass, between, one_of
 from flashmla_hub.request import choice_key
 from flashmla_hub.testing import bind_unchecked, registered
 
@@ -64,8 +64,8 @@ def test_use_backend_of_an_unknown_name_is_refused_with_the_names():
 
 def test_no_backend_lists_each_with_all_its_reasons():
     with (
-        hub.simulate_device("acme", "a1"),
         registered(Narrow("narrow", devices=(DeviceClass("acme", ("a2",)),), h_q=one_of(16))),
+        hub.simulate_device("acme", "a1"),
         pytest.raises(hub.NoBackendError) as caught,
     ):
         hub.flash_mla_with_kvcache(**dense())
@@ -113,6 +113,7 @@ def test_batch_invariant_requests_reach_only_who_claims_it():
 
 def write_table(preferred):
     path = tuning.path_for(hub.devices()[0])
+    assert path is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"version": tuning.VERSION, "preferred": preferred}))
 
@@ -146,7 +147,7 @@ def test_binds_once_for_each_kernel_key_and_stays_bounded():
 
 
 def test_the_bound_cache_drops_the_oldest(monkeypatch):
-    cache = dispatch._Cache(3)
+    cache = bounded.Bounded(3)
     for key in range(5):
         cache.get_or_make(key, lambda key=key: f"kernel {key}")
     assert cache.get(0) is cache.get(1) is None
@@ -191,12 +192,12 @@ def test_threads_with_different_backends_do_not_disturb_each_other():
         [t.join() for t in threads]
         assert not wrong
         assert [len(port.calls) for port in ports.values()] == [30, 30]
-        with hub.simulate_device("acme"):
+        with hub.simulate_device("amd"):
             seen = []
             thread = threading.Thread(target=lambda: seen.append(str(hub.devices()[0])))
             thread.start()
             thread.join()
-        assert not seen[0].startswith("acme")
+        assert not seen[0].startswith("amd")
 
 
 def test_one_log_line_for_each_new_request(caplog):
@@ -236,12 +237,91 @@ def test_decision_prints_and_serialises():
 
 
 def test_a_device_override_changes_identification_not_the_tensors_type():
-    with config.override(device="acme:a7"):
+    typed = Narrow("typed", rank=99, devices=(DeviceClass("acme", type="cuda"),))
+    with registered(typed), config.override(device="acme:a7"):
         info = hub.devices()[0]
         assert (info.vendor, info.arch, info.type) == ("acme", "a7", "cpu")
-        typed = Narrow("typed", rank=99, devices=(DeviceClass("acme", type="cuda"),))
-        with registered(typed):
-            assert selected() == "torch"
+        assert selected() == "torch"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("nope", "a vendor that a rule or a backend knows: "),
+        ("h100", "did you mean nvidia:sm_90?"),
+        ("sm_90", "did you mean nvidia:sm_90?"),
+        ("nvidia:h100", "did you mean nvidia:sm_90?"),
+        ("nvdia:sm_90", "did you mean nvidia:sm_90?"),
+        ("nvidai", "did you mean nvidia?"),
+        ("npu", "did you mean ascend?"),
+        ("nvidia:sm_999", "nvidia with one of: sm_50"),
+        ("amd:[/]", "lower-case words"),
+    ],
+)
+def test_a_device_that_nobody_knows_is_refused_with_the_nearest(text, hint):
+    vendor, _, arch = text.partition(":")
+    for ask in (
+        lambda: hub.explain(KEY, device=text),
+        lambda: hub.simulate_device(vendor, arch),
+    ):
+        with pytest.raises(hub.InvalidRequestError) as caught:
+            ask()
+        assert hint in str(caught.value)
+    with (
+        config.override(device=text),
+        pytest.raises(hub.InvalidRequestError, match="FLASHMLA_HUB_DEVICE"),
+    ):
+        hub.devices()
+
+
+def test_a_mistyped_backend_is_refused_naming_where_it_came_from():
+    with (
+        config.override(backend="tritn"),
+        pytest.raises(hub.InvalidRequestError) as caught,
+    ):
+        hub.explain(KEY)
+    assert str(caught.value).startswith("FLASHMLA_HUB_BACKEND: got 'tritn'")
+    assert "did you mean triton?" in str(caught.value)
+
+
+def test_variables_that_nobody_reads_are_told_with_the_nearest():
+    told = config.unread({"FLASHMLA_HUB_BAKEND": "x", "FLASHMLA_HUB_LOG": "info", "HOME": "/"})
+    assert told == [
+        "FLASHMLA_HUB_BAKEND is set, and nothing reads it; did you mean FLASHMLA_HUB_BACKEND?"
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"h_q": 0}, {"h_q": -4}, {"h_q": True}, {"h_q": 3, "h_kv": 2},
+        {"page_block_size": 0}, {"s_q": 0}, {"h_kv": 0}, {"d_qk": 0.5}, {"topk": -1},
+        {"causal": 1}, {"dtype": None}, {"q_alignment": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_key_that_no_call_has_is_the_callers_mistake(change):
+    before = set(hub.registry.state().entries)
+    for ask in (hub.explain, hub.warmup):
+        with pytest.raises(hub.InvalidRequestError, match="KernelKey"):
+            ask(KEY.with_(**change))
+    assert set(hub.registry.state().entries) == before
+    assert hub.explain(hub.KernelKey(h_q=16), device="amd:gfx942").selected == "amd"
+
+
+@pytest.mark.parametrize("page", [16 << 20, 2**31 - 1, 2**31, 2**40, 2**62])
+def test_a_page_of_any_size_is_answered_at_once(page):
+    hub.explain(KEY.with_(page_block_size=page))
+    for takes in (between(1, 1024), between(64, 4096, 64), one_of(1, 64, 128), between(2**20)):
+        found = takes.divisor_of(page)
+        assert found is None or (found in takes and page % found == 0)
+
+
+def test_the_largest_divisor_is_the_one_found():
+    for takes in (between(1, 64), between(3, 50, 3), one_of(4, 6, 9), between(5), between(1, 0)):
+        for n in range(1, 400):
+            known = max((v for v in range(1, n + 1) if n % v == 0 and v in takes), default=None)
+            assert takes.divisor_of(n) == known, (str(takes), n)
 
 
 def test_a_decision_and_a_device_show_themselves_in_a_notebook():

@@ -15,7 +15,7 @@ import torch
 from core_helpers import Narrow, dense, sparse
 
 import flashmla_hub as hub
-from flashmla_hub import KernelKey, identify, registry
+from flashmla_hub import KernelKey, config, identify, loading, plugins, registry
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.call import CALLS, DenseDecode
 from flashmla_hub.capabilities import ANY
@@ -43,22 +43,52 @@ def flashmla_hub_backends():
     return [Good()]
 """
 
+# Judged by the child process
 HOSTILE = {
     "raises": ("raise ValueError('broken wheel')", "broken wheel"),
     "exits": ("import sys; sys.exit(3)", "ended with 3"),
     "crashes": ("import os; os.abort()", "ended with -6"),
     "absent": (None, "No module named"),
+    "nohook": ("FLASHMLA_HUB_PROTOCOL = 1", "no hook found"),
+    "good": (GOOD.replace("NAME", "good_one"), None),
+}
+# Judged by the host
+BAD = {
+    "raises": ("raise ValueError('broken wheel')", "ValueError: broken wheel"),
+    "exits": ("raise SystemExit(3)", "import raised SystemExit: 3"),
+    "interrupts": ("raise KeyboardInterrupt", "import raised KeyboardInterrupt"),
+    "own": ("class E(BaseException): pass\nraise E('x')", "import raised E: x"),
+    "hangs": ("import time; time.sleep(60)", "import did not finish in 0.5 s"),
+    "spins": ("while True: pass", "import did not finish in 0.5 s"),
     "silent": ("x = 1", "FLASHMLA_HUB_PROTOCOL is None"),
-    "old": (GOOD.replace("PROTOCOL = 1", "PROTOCOL = 0"), "plugin protocol 0, accepted 1..2"),
-    "future": (GOOD.replace("PROTOCOL = 1", "PROTOCOL = 9"), "upgrade flashmla-hub"),
+    "old": (GOOD.replace("PROTOCOL = 1", "PROTOCOL = 0"), "plugin protocol 0, accepted 1.."),
+    "future": (GOOD.replace("PROTOCOL = 1", "PROTOCOL = 99"), "upgrade flashmla-hub"),
+    "huge": (GOOD.replace("PROTOCOL = 1", "PROTOCOL = 10**5000"), "plugin protocol"),
+    "getattr": (
+        "def __getattr__(name):\n    raise ImportError(name)",
+        "FLASHMLA_HUB_PROTOCOL raised ImportError",
+    ),
     "badhook": (GOOD.replace("backends()", "backends(query, colour)"), "bad hook"),
     "unknownhook": (GOOD + "\n@hookimpl\ndef flashmla_hub_dance():\n    return 1\n", "bad hook"),
     "nohook": ("FLASHMLA_HUB_PROTOCOL = 1", "no hook found"),
     "badname": (GOOD.replace('"NAME"', '"Not A Name"'), "expected [a-z]"),
+    "noname": (GOOD.replace('name = "NAME"', "name = property(lambda s: 1 / 0)"), "ZeroDivision"),
     "takenname": (GOOD.replace('"NAME"', '"torch"'), "duplicate name"),
+    "twice": (GOOD.replace("[Good()]", "[Good(), Good()]").replace("NAME", "a"), "duplicate name"),
     "notabackend": (GOOD.replace("[Good()]", "[object()]"), "expected a Backend"),
+    "noiterable": (GOOD.replace("[Good()]", "7"), "expected an iterable"),
     "raisinghook": (GOOD.replace("return [Good()]", "return 1 / 0"), "ZeroDivisionError"),
-    "good": (GOOD.replace("NAME", "good_one"), None),
+    "exitinghook": (GOOD.replace("return [Good()]", "raise SystemExit(0)"), "raised SystemExit: 0"),
+    "generator": (GOOD.replace("return [", "1 / 0\n    yield from ["), "ZeroDivisionError"),
+    "endless": (
+        GOOD.replace("return [Good()]", "while True:\n        yield Good()").replace("NAME", "a"),
+        "duplicate name",
+    ),
+    "noinfo": (
+        GOOD.replace('BackendInfo(summary="good")', "None").replace("NAME", "a"),
+        "expected text and a Backend",
+    ),
+    "asks": (GOOD + "\nimport flashmla_hub\nflashmla_hub.backends.reload()\n", "import raised"),
 }
 
 
@@ -98,34 +128,19 @@ def test_each_hostile_plugin_is_quarantined_and_the_rest_is_served(tmp_path):
     assert found["torch"][0] == "ready"
 
 
-def test_a_plugin_that_hangs_is_given_up(tmp_path):
-    install(tmp_path / "site", "hangs", "import time; time.sleep(600)")
-    found = statuses(tmp_path / "site", tmp_path / "cache", FLASHMLA_HUB_PLUGIN_TIMEOUT="3")
-    assert found["hangs"][0] == "quarantined"
-    assert "import did not finish in 3 s" in found["hangs"][1]
-    assert found["torch"][0] == "ready"
-
-
-def test_duplicate_entry_point_names_are_reported(tmp_path):
-    for dist in ("hub-first", "hub-second"):
-        install(tmp_path / dist, "same", GOOD.replace("NAME", "same"), dist)
-    folder = tmp_path / "site"
-    folder.mkdir()
-    for dist in ("hub-first", "hub-second"):
-        for path in (tmp_path / dist).iterdir():
-            if not (folder / path.name).exists():
-                path.rename(folder / path.name)
-    found = json.dumps(statuses(folder, tmp_path / "cache"))
-    assert "duplicate name: 'same' is taken by hub-" in found
-
-
-def test_third_party_plugins_can_be_disabled_by_name_and_altogether(tmp_path):
-    install(tmp_path / "site", "good", GOOD.replace("NAME", "good_one"))
-    for value in ("good", "all", "other, good"):
-        found = statuses(tmp_path / "site", tmp_path / "cache", FLASHMLA_HUB_DISABLE_PLUGINS=value)
-        assert "good_one" not in found, value
-        assert found["good"][1] == "disabled by FLASHMLA_HUB_DISABLE_PLUGINS"
-        assert found["torch"][0] == "ready"
+@pytest.mark.parametrize("name", BAD)
+def test_whatever_a_plugin_does_in_the_host_is_a_reason(tmp_path, monkeypatch, name):
+    source, reason = BAD[name]
+    (tmp_path / f"plug_bad_{name}.py").write_text(textwrap.dedent(source))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = plugins.Found(name, f"plug_bad_{name}", "hub-bad")
+    before = registry.state()
+    limit = 0.5 if "finish" in reason else 30.0
+    with config.override(plugin_timeout=limit), pytest.raises(hub.PluginError) as caught:
+        loading.Builder(before).add(found, plugins.load(found))
+    assert reason in str(caught.value), caught.value
+    assert len(str(caught.value)) < 1000
+    assert registry.state() is before
 
 
 def identifier(answer):
@@ -133,20 +148,33 @@ def identifier(answer):
 
     @hub.hookimpl
     def flashmla_hub_identify_device(probe):
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
-        return answer if probe.type == "cpu" else None
+        return answer
 
     return SimpleNamespace(flashmla_hub_identify_device=flashmla_hub_identify_device)
 
 
 def test_two_rules_that_claim_one_device_are_an_error_naming_both():
-    claim = DeviceInfo(vendor="acme", arch="", type="cpu")
+    claim = DeviceInfo(vendor="acme", arch="", type="warp")
     with (
         registered(identifier(claim), "acme_rule"),
-        pytest.raises(hub.DeviceConflictError, match=r"device_cpu.*acme_rule"),
+        registered(identifier(claim), "zeta_rule"),
+        pytest.raises(hub.DeviceConflictError, match=r"acme_rule.*zeta_rule"),
     ):
-        identify.ask_rules(DeviceProbe(type="cpu"))
+        identify.ask_rules(DeviceProbe(type="warp"))
+
+
+def test_a_rule_that_claims_every_device_loses_to_a_built_in_rule_and_is_named():
+    claim = DeviceInfo(vendor="acme", arch="", type="cpu")
+    with registered(identifier(claim), "acme_rule"):
+        assert identify.ask_rules(DeviceProbe(type="cpu")).vendor == "cpu"
+        assert identify.ask_rules(DeviceProbe(type="warp")).vendor == "acme"
+        out, _ = hub.flash_mla_with_kvcache(**dense())
+        assert out.isfinite().all()
+        (told,) = [b for b in hub.backends() if b.name == "acme_rule"]
+        assert "it claims cpu:0 as acme" in told.reason
+        assert "device_cpu" in told.reason
 
 
 @pytest.mark.parametrize("answer", [ValueError("no driver"), "a string"])

@@ -80,6 +80,7 @@ class FakeRuntime:
 class FakeCompiler:
     name = "nvrtc"
     fingerprint = "fake 1"
+    spills = ""
 
     def compile(self, unit: Any, root: Path) -> Compiled:
         return Compiled(b"cubin of " + unit.name.encode(), "")

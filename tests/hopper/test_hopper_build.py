@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +19,20 @@ from flashmla_hub.backends.hopper.compilers import (
     CompileError,
     Nvcc,
     Nvrtc,
+    version_note,
     version_reason,
 )
 from flashmla_hub.backends.hopper.driver import CubinRefused
-from flashmla_hub.backends.hopper.store import CubinStore, Entry, encode
+from flashmla_hub.backends.hopper.entry import Entry, encode
+from flashmla_hub.backends.hopper.store import CubinStore
 from flashmla_hub.backends.hopper.units import Unit, source_closure
 
 UNIT = Unit("test", "a/kernel.cu", ("VALUE=2",), ("kernel",))
 
 
 class FakeCompiler:
+    spills = ""
+
     def __init__(self, name: str, version: str = "1", works: bool = True) -> None:
         self.name, self.fingerprint, self.works, self.calls = name, f"{name} {version}", works, 0
 
@@ -201,21 +209,88 @@ def test_old_compilers_are_refused_by_version() -> None:
     assert "12.4" in reason
 
 
-@pytest.mark.parametrize("version", [(12, 8), (13, 0), (13, 3)])
-def test_compilers_whose_resources_were_read_are_taken(version: tuple[int, int]) -> None:
+@pytest.mark.parametrize("version", [(12, 4), (12, 8), (13, 0), (13, 3), (13, 5), (14, 0)])
+def test_every_version_from_12_4_on_is_taken_and_what_is_known_against_it_is_said(
+    version: tuple[int, int],
+) -> None:
     assert version_reason("NVRTC", version) is None
+    clean = (12, 8) <= version < (13, 4)
+    assert ("spills some registers" in version_note(version)) is not clean
 
 
-def test_versions_that_spill_are_refused_with_the_reason() -> None:
-    reason = version_reason("NVRTC", (13, 5))
-    assert reason is not None
-    assert "spills" in reason
+def test_a_version_that_spills_comes_after_every_other_source_and_says_so(
+    sources: Path, tmp_path: Path
+) -> None:
+    spilling, nvcc = FakeCompiler("nvrtc", "13.5"), FakeCompiler("nvcc")
+    spilling.spills = version_note((13, 5))
+    _, origin = builder(sources, tmp_path / "1", spilling, nvcc).load(UNIT, bytes)
+    assert (origin.source, origin.notes) == ("nvcc", ())
+    write_aot(tmp_path / "2" / "aot", UNIT, sources)
+    _, origin = builder(sources, tmp_path / "2", spilling).load(UNIT, bytes)
+    assert (origin.source, origin.notes) == ("aot", ())
+    for source in ("nvrtc", "disk"):
+        _, origin = builder(sources, tmp_path / "3", spilling).load(UNIT, bytes)
+        assert origin.source == source
+        (note,) = origin.notes
+        assert "nvrtc 13.5 spills some registers" in note
+        assert "pip install 'nvidia-cuda-nvrtc<13.4'" in note
+
+
+def test_ranks_that_start_together_compile_once(sources: Path, tmp_path: Path) -> None:
+    """Builders of their own, as processes have them: only the file lock is between them."""
+
+    class Slow(FakeCompiler):
+        def compile(self, unit: Unit, root: Path) -> Compiled:
+            time.sleep(0.3)
+            return super().compile(unit, root)
+
+    ranks = [Slow("nvrtc") for _ in range(4)]
+    threads = [
+        threading.Thread(target=builder(sources, tmp_path, rank).load, args=(UNIT, bytes))
+        for rank in ranks
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(rank.calls for rank in ranks) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_a_killed_build_leaves_no_compiler_behind(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    shell = f"sleep 300 & echo $! >> {pids}; echo $$ >> {pids}; wait"
+    code = (
+        "from flashmla_hub.backends.hopper.compilers import run_to_the_end;"
+        f"run_to_the_end(['sh', '-c', {shell!r}])"
+    )
+    build = subprocess.Popen([sys.executable, "-c", code])
+    alive: list[int] = []
+    deadline = time.monotonic() + 60
+    while len(alive) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        alive = [int(line) for line in pids.read_text().split()] if pids.exists() else []
+    assert len(alive) == 2
+    build.kill()
+    build.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in alive) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in alive if running(pid)]
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def compiler(kind: type) -> Any:
-    """That compiler of this machine, in a version that the kernels refuse too."""
+    """That compiler of this machine."""
     try:
-        return Nvrtc(any_version=True) if kind is Nvrtc else Nvcc(Nvcc.find() or "nvcc")
+        return Nvrtc() if kind is Nvrtc else Nvcc(Nvcc.find() or "nvcc")
     except Exception as error:
         pytest.skip(f"{kind.__name__}: {error}")
 
