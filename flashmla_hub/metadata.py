@@ -100,7 +100,7 @@ def get_mla_metadata(
 ) -> tuple[SchedMeta, None]: ...
 @overload
 def get_mla_metadata(
-    cache_seqlens: Tensor,
+    cache_seqlens: Tensor | None,
     num_q_tokens_per_head_k: int | None = ...,
     num_heads_k: int | None = ...,
     num_heads_q: int | None = ...,

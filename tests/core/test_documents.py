@@ -111,6 +111,14 @@ def test_every_public_error_has_its_cause_and_cure():
     assert set(public) <= set(headings)
 
 
+def test_every_setting_is_in_the_readme():
+    from flashmla_hub import config
+
+    readme = (ROOT / "README.md").read_text()
+    for name in re.findall(r"``(FLASHMLA_HUB_\w+)``", config.__doc__):
+        assert f"`{name}`" in readme, name
+
+
 def test_nothing_is_installed_from_an_index_that_does_not_have_it():
     for page in PAGES:
         for line in page.read_text(encoding="utf-8").splitlines():

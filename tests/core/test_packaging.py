@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import email
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -149,6 +151,39 @@ def test_flash_mlas_two_commands_in_a_fresh_environment(setuptools, source, tmp_
     told = run(python, "tests/test_flash_mla.py", cwd=source)
     assert "8 shapes right on cpu" in told
     assert run(python, "-c", CHECK, cwd=tmp_path).startswith("fine")
+
+
+PYTHONS = [p for minor in range(10, 15) if (p := shutil.which(f"python3.{minor}"))]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("python", PYTHONS, ids=lambda path: Path(path).name)
+def test_the_wheel_works_on_every_python_that_is_here(python, wheel, tmp_path):
+    """Whole: with its dependencies, in an environment that sees nothing else."""
+    run(python, "-m", "venv", tmp_path / "env", cwd=tmp_path)
+    own = tmp_path / "env" / "bin" / "python"
+    run(own, "-m", "pip", "install", "-q", wheel, cwd=tmp_path,
+        PIP_CONSTRAINT=str(ROOT / "constraints-cpu.txt"))  # fmt: skip
+    assert run(own, "-c", CHECK, cwd=tmp_path).startswith("fine")
+    told = run(own, "-m", "flashmla_hub", "explain", "--device", "amd:gfx942", cwd=tmp_path)
+    assert told.startswith("selected amd")
+
+
+def test_the_sdist_has_the_documents_and_the_wheel_its_facts(source, wheel, tmp_path):
+    run(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, cwd=source)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"docs/tutorial.md", "mkdocs.yml", "CONTRIBUTING.md", "tests/oracle.py"} <= names
+    facts = email.message_from_string(
+        next(
+            zipfile.ZipFile(wheel).read(name).decode()
+            for name in zipfile.ZipFile(wheel).namelist()
+            if name.endswith("METADATA")
+        )
+    )
+    assert facts["Keywords"]
+    assert "Typing :: Typed" in facts.get_all("Classifier")
+    assert not facts.get_all("Project-URL"), "no address is given that does not exist"
 
 
 @pytest.mark.full
