@@ -35,6 +35,7 @@ from flashmla_hub.errors import InvalidRequestError, nearest
 _PREFIX = "FLASHMLA_HUB_"
 _VARIABLES = (
     "BACKEND", "DEVICE", "CACHE_DIR", "LOG", "DISABLE_PLUGINS", "PLUGIN_TIMEOUT", "ENGINES",
+    "CHECK",
 )  # fmt: skip
 _ELSEWHERE = ("AOT", "CI_VENV")  # read where the hub is built and tested
 _LEVELS = ("debug", "info", "warning", "error")

@@ -11,15 +11,10 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-<<<<<<< HEAD
 from flashmla_hub import capabilities, config, legalize, log, registry, shadow, tuning
-from flashmla_hub.backend import Backend, BoundKernel, PositionalKernel
-=======
-from flashmla_hub import capabilities, config, legalize, log, registry, tuning
 from flashmla_hub.asking import Broken, Entry, passing_want
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.bounded import Bounded
->>>>>>> 77057ff (Plugins, caches and compilers under guard)
 from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.decision import Candidate, Decision
 from flashmla_hub.device import DeviceInfo, capturing
@@ -173,10 +168,9 @@ def _resolve(
                 registry.quarantine(name, fault.reason)
             continue
         log.info("%s on %s: chose %s, %s", choice, device, name, decision.why)
-<<<<<<< HEAD
-        decision = _with_notes(decision, chosen, backend.notes(device))
+        decision = _with_notes(decision, chosen, entry.notes(device))
         kernel = _shadowed(legalize.wrap(kernel, chosen.steps), chosen, choice.kernel, device)
-        return Route(kernel, decision, choice.kernel)
+        return Route(kernel, decision, choice.kernel, passing)
 
 
 def _shadowed(
@@ -186,11 +180,8 @@ def _shadowed(
     count = config.current().check
     if not count or chosen.backend == shadow.REFERENCE:
         return kernel
-    reference = bind(registry.get(shadow.REFERENCE), key, device)
+    reference = bind(registry.entry(shadow.REFERENCE), key, device)
     return shadow.Shadowed(chosen.backend, kernel, reference, count, chosen.hazards)
-=======
-        decision = _with_notes(decision, chosen, entry.notes(device))
-        return Route(legalize.wrap(kernel, chosen.steps), decision, choice.kernel, passing)
 
 
 def _not_now(entry: Entry, key: KernelKey, device: DeviceInfo) -> str:
@@ -203,7 +194,6 @@ def _not_now(entry: Entry, key: KernelKey, device: DeviceInfo) -> str:
 
 def _argument(source: str) -> str:
     return source if source == _VARIABLE else "backend"
->>>>>>> 77057ff (Plugins, caches and compilers under guard)
 
 
 def _explicit(argument: str | None) -> tuple[str | None, str]:

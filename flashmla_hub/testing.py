@@ -11,12 +11,8 @@ from flashmla_hub import api, registry
 from flashmla_hub.asking import Entry
 from flashmla_hub.backend import Backend, BoundKernel
 from flashmla_hub.device import DeviceInfo
-<<<<<<< HEAD
-from flashmla_hub.request import KernelKey, check_key
-=======
 from flashmla_hub.guard import Fault
-from flashmla_hub.request import KernelKey
->>>>>>> 77057ff (Plugins, caches and compilers under guard)
+from flashmla_hub.request import KernelKey, check_key
 
 __all__ = ["bind_unchecked", "registered"]
 
@@ -41,13 +37,9 @@ def bind_unchecked(
     A backend must refuse by itself what it does not claim (contract C5.2); this is how the
     conformance suite puts it to the test. Nothing is cached.
     """
-<<<<<<< HEAD
-    chosen = registry.get(backend) if isinstance(backend, str) else backend
-    return dispatch.bind_now(chosen, check_key(key), api.resolve_device(device))
-=======
+    check_key(key)
     entry = registry.entry(backend) if isinstance(backend, str) else Entry("", backend, "")
     try:
         return entry.bind(key, api.resolve_device(device))
     except Fault as fault:  # the suite wants to see what was raised
         raise fault.__cause__ or fault from None
->>>>>>> 77057ff (Plugins, caches and compilers under guard)

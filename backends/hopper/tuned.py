@@ -13,13 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flashmla_hub.device import DeviceInfo
-<<<<<<< HEAD
 from flashmla_hub.request import DENSE_DECODE, KernelKey
-from flashmla_hub.tuning import ConfigFile
-=======
-from flashmla_hub.request import KernelKey
 from flashmla_hub.tuning import ConfigFile, validated
->>>>>>> 77057ff (Plugins, caches and compilers under guard)
 
 from .geometry import variant_for
 
