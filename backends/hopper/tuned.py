@@ -71,13 +71,14 @@ def tuning(key: KernelKey, device: DeviceInfo) -> Tuning:
 def trials(key: KernelKey, device: DeviceInfo) -> dict[str, Tuning]:
     """The setting in force without measurement and its neighbours, by label."""
     base = _shipped().get(group(key, device)) or Tuning()
-    changes: tuple[dict[str, int], ...] = (
+    changes: list[dict[str, int]] = [
         {},
         *({"request_cost": n} for n in (1, 2, 4)),
         *({"min_part_blocks": n} for n in (1, 2, 4)),
-        *({"prefetch": n} for n in (0, 1, 24, 40, 64)),
-        *({"evict_first": n} for n in (0, 2560, 3400, 5120)),
-    )
+    ]
+    if key.op == DENSE_DECODE:  # kernels over lists tell L2 nothing
+        changes += [{"prefetch": n} for n in (0, 1, 24, 40, 64)]
+        changes += [{"evict_first": n} for n in (0, 2560, 3400, 5120)]
     return {label(found): found for found in (replace(base, **change) for change in changes)}
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from flashmla_hub.backends.hopper.compilers import CompileError, Compiler, Nvcc, Nvrtc
 from flashmla_hub.backends.hopper.units import Unit
-from flashmla_hub.backends.hopper.variants import Variant, all_units
+from flashmla_hub.backends.hopper.variants import LIST_ROWS, Variant, all_units
 
 # C7508: setmaxnreg ignored. C7510, C7518, C7519, C7520: wgmma serialised or waited for early.
 BAD_WARNINGS = ("C7508", "C7510", "C7518", "C7519", "C7520")
 SPILLED = 256  # bytes, of all threads' stores or loads in the text of one kernel
-QUICK = [Variant().main, Variant().combine]
+QUICK = [Variant().main, Variant().combine, Variant(LIST_ROWS).main]
 
 
 def compilers() -> list[Compiler]:

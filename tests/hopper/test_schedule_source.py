@@ -44,11 +44,13 @@ def parse(text: str, parts: int, invariant: bool) -> list[list[tuple[object, ...
 
 
 @pytest.mark.skipif(CXX is None, reason="no C++ compiler on PATH")
+@pytest.mark.parametrize("lists", [False, True])
 @pytest.mark.parametrize("invariant", [False, True])
-def test_the_headers_do_what_the_model_says(invariant: bool, tmp_path: Path) -> None:
+def test_the_headers_do_what_the_model_says(invariant: bool, lists: bool, tmp_path: Path) -> None:
     program = tmp_path / "schedule"
     command = [
-        str(CXX), "-std=c++17", "-w", f"-DFMH_BATCH_INVARIANT={invariant:d}", "-I", str(HOST),
+        str(CXX), "-std=c++17", "-w", f"-DFMH_BATCH_INVARIANT={invariant:d}",
+        f"-DFMH_LISTS={lists:d}", "-I", str(HOST),
         "-I", str(CSRC), str(HOST / "main.cpp"), "-o", str(program),
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, text=True)

@@ -1,11 +1,11 @@
-// The scalar part of the kernel's schedule, run on the host: cuts, their places, the walk, and what
+// The scalar part of the kernels' schedule, run on the host (FMH_LISTS 1: over lists whose counts are
+// the lengths): cuts, their places, the walk, and what
 // a part announces. The scans over threads and the choice of whole requests are not here.
 //
 // stdin: one case a line, "parts request_cost min_part_blocks capacity chunk_blocks batch
 // lengths...". stdout: "case", then for each part "info request fragments", "empty request",
 // "fragment request begin end slot" (slot -1: the whole request).
 #define FMH_D_QK 576
-#define FMH_LISTS 0
 #include <cstdio>
 #include <vector>
 
@@ -30,6 +30,9 @@ static void run(MlaParams& p) {
   for (int part = 0; part < p.parts; part++) {
     ScheduleResult* result = shared_at<ScheduleResult>(smem, kOffsetSchedule);
     result->reset(part, p.batch);
+#if FMH_LISTS
+    result->part = part;
+#endif
     Cuts cuts(1, 1);
     for (int r = 0; r < p.batch; r++) {
       CostLine line;
@@ -84,6 +87,9 @@ int main() {
     for (int& n : lengths)
       if (scanf("%d", &n) != 1) return 1;
     p.cache_seqlens = lengths.data();
+    p.s_q = 1;
+    p.lists.counts[0] = lengths.data();
+    p.lists.width[0] = p.capacity;
     run(p);
   }
 }
