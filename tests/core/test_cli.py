@@ -238,3 +238,39 @@ def test_new_backend_writes_a_plugin_that_is_chosen_for_its_device(tmp_path, mon
         args = dense(page=64, dtype=torch.bfloat16)
         with pytest.raises(hub.NotSupportedError, match="not written yet"):
             hub.flash_mla_with_kvcache(**args, backend="acme_two")
+
+
+@pytest.mark.parametrize(
+    ("device", "hint"),
+    [
+        ("nope", "nvidia"),
+        ("h100", "nvidia"),
+        ("npu", "ascend"),
+        ("nvidia:h100", "sm_90"),
+        ("nvidai:sm_90", "did you mean nvidia"),
+        ("amd:gfx943", "did you mean"),
+    ],
+)
+@pytest.mark.parametrize("command", ["explain", "build --list"])
+def test_a_mistyped_device_is_refused_with_what_is_known(capsys, command, device, hint):
+    code, out, err = run(capsys, *command.split(), "--device", device)
+    assert code == 2, out
+    assert len(err.splitlines()) == 1
+    assert "expected" in err
+    assert hint in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("explain", "--backend", "tritn"),
+        ("build", "--list", "--backend", "tritn"),
+        ("demo", "--backend", "tritn"),
+        ("conformance", "--backend", "tritn"),
+    ],
+)
+def test_a_mistyped_backend_is_refused_with_the_nearest(capsys, words):
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "triton" in err
+    assert "did you mean triton" in err
