@@ -77,7 +77,7 @@ CAPABILITIES = (
     _declare(DENSE_DECODE, s_q=between(1, 16), h_kv=ANY, rewrites=("contiguous_q", "fold_s_q")),
     _declare(
         SPARSE_DECODE,
-        s_q=ANY,
+        s_q=between(1, 256),  # batch invariant: a row of the batch has to fit one workspace
         h_kv=one_of(1),
         extra_topk=ANY,
         extra_page_block_size=ANY,

@@ -29,6 +29,14 @@ TAKEN = [
     BASE.with_(kv_strides="page_strided"),
     BASE.with_(kv_strides="token_strided", q_strides="token_strided"),
 ]
+TAKEN += [
+    BASE.with_(op="sparse_decode", topk=1, s_q=256, h_q=8, attn_sink=True, topk_length=True),
+    BASE.with_(
+        op="sparse_decode", topk=128, d_qk=512, extra_topk=513, extra_page_block_size=2,
+        extra_topk_length=True, batch_invariant=True,
+    ),
+    BASE.with_(op="sparse_prefill", topk=16384, h_kv=2, page_block_size=1, topk_length=True),
+]  # fmt: skip
 REFUSED = {
     "dtype": BASE.with_(dtype="float32"),
     "s_q": BASE.with_(s_q=17),
@@ -38,6 +46,9 @@ REFUSED = {
     "kv_alignment": BASE.with_(kv_alignment=8),
     "out_alignment": BASE.with_(out_alignment=8),
     "topk": BASE.with_(topk=64),
+    "s_q of lists": BASE.with_(op="sparse_decode", topk=64, s_q=257),
+    "h_kv of lists": BASE.with_(op="sparse_decode", topk=64, h_kv=2),
+    "extra cache in prefill": BASE.with_(op="sparse_prefill", topk=64, extra_topk=64),
     "attn_sink": BASE.with_(attn_sink=True),
 }
 
