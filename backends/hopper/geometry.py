@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flashmla_hub.request import DENSE_DECODE, TOKEN_STRIDED, KernelKey
 
-from .variants import BOXES, LIST_ROWS, PAGE_ROWS, Variant
+from .variants import BOXES, LIST_ROWS, PAGE_ROWS, QUANTISED_FAMILIES, Variant
 
 D_V = 512
 TILE = 64  # rows of a tile and tokens of a block
@@ -22,19 +22,26 @@ POINTERS = struct.Struct("=8Q")
 TAIL = struct.Struct("=10q22if4x")
 LIST_POINTERS = struct.Struct("=8Q")
 LIST_TAIL = struct.Struct("=12q12i")
+QUANTISED_PARAMS = struct.Struct("=3Q3q")  # struct QuantisedParams: 3 pointers, 3 strides
 LISTS_OFFSET = POINTERS.size + TAIL.size
 PARAMS_BYTES = LISTS_OFFSET + LIST_POINTERS.size + LIST_TAIL.size
 
 
 def variant_for(key: KernelKey) -> Variant:
     """The compile-time choices that serve ``key``."""
+    lists = key.op != DENSE_DECODE
+    formats = (f for f in QUANTISED_FAMILIES if (f.kv_format, f.lists) == (key.kv_format, lists))
+    if (family := next(formats, None)) is not None:
+        needed = key.h_q if lists else key.s_q * key.h_q
+        rows = next((n for n in family.rows if needed <= n), family.rows[-1])
+        return Variant(family, key.dtype == "float16", key.d_qk, key.batch_invariant, rows)
     # Tensor maps step over KV heads in multiples of 64 elements, which a free token stride does not
     # promise.
     odd_heads = key.h_kv > 1 and key.kv_strides == TOKEN_STRIDED
     page = key.page_block_size
     boxes = page % 64 == 0 and page & (page - 1) == 0  # 64 times a power of two
     family = BOXES if boxes and not odd_heads else PAGE_ROWS
-    if key.op != DENSE_DECODE:
+    if lists:
         family = LIST_ROWS
     return Variant(family, key.dtype == "float16", key.d_qk, key.batch_invariant)
 
@@ -69,13 +76,14 @@ class Geometry:
         return self.lanes * self.tile_rows
 
 
-def geometry(key: KernelKey, flat: bool, multiprocessors: int) -> Geometry:
-    """The cut for ``key`` on a device with that many multiprocessors."""
+def geometry(key: KernelKey, flat: bool, multiprocessors: int, most_rows: int = TILE) -> Geometry:
+    """The cut for ``key`` on a device with that many multiprocessors, into tiles of at most that
+    many rows."""
     group = key.h_q // key.h_kv
     rows = key.s_q * group
     columns = key.d_qk // TILE
     if flat:
-        tile_rows = min(TILE, rows)
+        tile_rows = min(most_rows, rows)
     elif group <= TILE:
         tile_rows = group * min(key.s_q, TILE // group)
     else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .build import Origin
 from .driver import CudaError, Driver
-from .geometry import LIST_POINTERS, LISTS_OFFSET, PARAMS_BYTES, POINTERS
+from .geometry import LIST_POINTERS, LISTS_OFFSET, PARAMS_BYTES, POINTERS, QUANTISED_PARAMS
 
 MAIN_THREADS = 384
 COMBINE_THREADS = 512
@@ -38,7 +38,11 @@ class Buffers:
         self.tail = memoryview(self.params).cast("B")[POINTERS.size : LISTS_OFFSET]
         address = ctypes.addressof(self.params)
         maps = [None] * kernels.maps
-        self.main_pointers = (ctypes.c_void_p * (kernels.maps + 1))(*maps, address)
+        quantised = ctypes.create_string_buffer(QUANTISED_PARAMS.size)
+        self.pack_quantised = partial(QUANTISED_PARAMS.pack_into, quantised, 0)
+        # A kernel that takes no second structure does not look at its address.
+        structures = (address, ctypes.addressof(quantised))
+        self.main_pointers = (ctypes.c_void_p * (kernels.maps + 2))(*maps, *structures)
         self.main_list = ctypes.addressof(self.main_pointers)
         self.combine_pointers = (ctypes.c_void_p * 1)(address)
         self.combine_list = ctypes.addressof(self.combine_pointers)

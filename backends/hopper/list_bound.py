@@ -11,6 +11,7 @@ from torch import Tensor, empty_like
 from flashmla_hub.call import SparseDecode, SparsePrefill
 
 from .kernel import HopperKernel, as_they_are, shape_only, strides_fit, usable
+from .launch import Buffers
 from .prepare_lists import (
     NONE,
     Cache,
@@ -151,12 +152,25 @@ class ListKernel(HopperKernel):
         stream: int,
         scratch: int,
     ) -> None:
-        q, first, second, sink, out, lse, max_logits = tensors
+        q = tensors[0]
+        buffers = self._arguments.buffers
+        self._pack(buffers, prepared, part, tensors, scratch)
+        q_map = self._map("q", part.q_form, q.data_ptr() + prepared.row_bytes[0] * part.start)
+        buffers.main_pointers[0] = q_map.address
+        self._fire(buffers, prepared.ctas, part.combine_ctas, stream)
+
+    def _pack(
+        self,
+        buffers: Buffers,
+        prepared: PreparedLists,
+        part: ListSlice,
+        tensors: tuple[Any, ...],
+        scratch: int,
+    ) -> None:
+        _, first, second, sink, out, lse, max_logits = tensors
         second = second or Lists(first.cache, first.slots, None)
         start = part.start
-        q_row, out_row, lse_row, slots_row, more_row = (n * start for n in prepared.row_bytes)
-        q_map = self._map("q", part.q_form, q.data_ptr() + q_row)
-        buffers = self._arguments.buffers
+        _, out_row, lse_row, slots_row, more_row = (n * start for n in prepared.row_bytes)
         buffers.pack(
             0, 0, 0, out.data_ptr() + out_row, lse.data_ptr() + lse_row,
             scratch, scratch + part.partial_stats, part.part_info and scratch + part.part_info,
@@ -171,8 +185,6 @@ class ListKernel(HopperKernel):
         )  # fmt: skip
         buffers.tail[:] = part.tail
         buffers.list_tail[:] = part.list_tail
-        buffers.main_pointers[0] = q_map.address
-        self._fire(buffers, prepared.ctas, part.combine_ctas, stream)
 
 
 class SparseDecodeKernel(ListKernel):

@@ -52,38 +52,47 @@ HOPPER = (DeviceClass("nvidia", ("sm_90",)),)
 
 
 def _declare(op: str, **facts: Any) -> Capabilities:
-    return Capabilities(
-        op=op,
-        devices=HOPPER,
-        dtypes=("bfloat16", "float16"),
-        head_dims=((576, 512), (512, 512)),
-        h_q=ANY,
-        page_block_size=ANY,
-        batch_invariant=True,
-        kv_strides=(PACKED, PAGE_STRIDED, TOKEN_STRIDED),
-        q_strides=(PACKED, TOKEN_STRIDED),
-        out_strides=(PACKED, TOKEN_STRIDED),
-        alignment=16,
-        cuda_graph=True,
-        torch_compile=True,
-        **facts,
-    )
+    common: dict[str, Any] = {
+        "op": op,
+        "devices": HOPPER,
+        "dtypes": ("bfloat16", "float16"),
+        "head_dims": ((576, 512), (512, 512)),
+        "h_q": ANY,
+        "page_block_size": ANY,
+        "batch_invariant": True,
+        "kv_strides": (PACKED, PAGE_STRIDED, TOKEN_STRIDED),
+        "q_strides": (PACKED, TOKEN_STRIDED),
+        "out_strides": (PACKED, TOKEN_STRIDED),
+        "alignment": 16,
+        "cuda_graph": True,
+        "torch_compile": True,
+    }
+    return Capabilities(**{**common, **facts})
 
 
+_PAGES: dict[str, Any] = {"s_q": between(1, 16), "rewrites": ("contiguous_q", "fold_s_q")}
 _LISTS: dict[str, Any] = {
     "causal": (False,), "topk": ANY, "topk_length": True, "attn_sink": True,
 }  # fmt: skip
+_TWO_LISTS: dict[str, Any] = {
+    "s_q": between(1, 256),  # batch invariant: a row of the batch has to fit one workspace
+    "h_kv": one_of(1), "extra_topk": ANY, "extra_page_block_size": ANY,
+    "extra_topk_length": True, **_LISTS,
+}  # fmt: skip
+# The bf16 part of these layouts meets a bf16 query.
+_V32: dict[str, Any] = {
+    "kv_formats": ("v32",), "head_dims": ((576, 512),), "dtypes": ("bfloat16",),
+}  # fmt: skip
+_MODEL1: dict[str, Any] = {
+    "kv_formats": ("model1",), "head_dims": ((512, 512),), "dtypes": ("bfloat16",),
+    "kv_strides": (PACKED, PAGE_STRIDED),
+}  # fmt: skip
 CAPABILITIES = (
-    _declare(DENSE_DECODE, s_q=between(1, 16), h_kv=ANY, rewrites=("contiguous_q", "fold_s_q")),
-    _declare(
-        SPARSE_DECODE,
-        s_q=between(1, 256),  # batch invariant: a row of the batch has to fit one workspace
-        h_kv=one_of(1),
-        extra_topk=ANY,
-        extra_page_block_size=ANY,
-        extra_topk_length=True,
-        **_LISTS,
-    ),
+    _declare(DENSE_DECODE, h_kv=ANY, **_PAGES),
+    _declare(SPARSE_DECODE, **_TWO_LISTS),
+    _declare(DENSE_DECODE, h_kv=one_of(1), **_PAGES, **_V32),
+    _declare(SPARSE_DECODE, **_TWO_LISTS, **_V32),
+    _declare(SPARSE_DECODE, **_TWO_LISTS, **_MODEL1),
     _declare(SPARSE_PREFILL, s_q=one_of(1), h_kv=ANY, extra_topk=NONE, **_LISTS),
 )
 
@@ -165,6 +174,7 @@ class HopperBackend(Backend):
         from .bound import DenseKernel
         from .geometry import variant_for
         from .list_bound import SparseDecodeKernel, SparsePrefillKernel
+        from .quantised import QuantisedDenseKernel, QuantisedSparseKernel
         from .runtime import TorchCuda
 
         runtime = self._runtime = self._runtime or TorchCuda()
@@ -180,9 +190,12 @@ class HopperBackend(Backend):
             kernels, driver = self._load(variant, device)
         sms = device.multiprocessors or runtime.multiprocessors(device.index)
         bound = {
-            DENSE_DECODE: DenseKernel, SPARSE_DECODE: SparseDecodeKernel,
-            SPARSE_PREFILL: SparsePrefillKernel,
-        }[key.op]  # fmt: skip
+            (DENSE_DECODE, False): DenseKernel,
+            (DENSE_DECODE, True): QuantisedDenseKernel,
+            (SPARSE_DECODE, False): SparseDecodeKernel,
+            (SPARSE_DECODE, True): QuantisedSparseKernel,
+            (SPARSE_PREFILL, False): SparsePrefillKernel,
+        }[key.op, variant.family.quantised]
         return bound(key, variant, kernels, driver, runtime, device.index, sms, setting)
 
     def _load(self, variant: Variant, device: DeviceInfo) -> tuple[Kernels, Any]:
@@ -240,14 +253,19 @@ class HopperBackend(Backend):
         if CAPABILITIES[0].device_reasons(device):
             return
         for variant in all_variants():
-            facts = {"op": SPARSE_DECODE, "topk": 2048} if variant.family.lists else {}
+            family = variant.family
+            facts: dict[str, Any] = {"kv_format": family.kv_format}
+            if family.lists:
+                facts |= {"op": SPARSE_DECODE, "topk": 2048}
+            if family.quantised:
+                facts |= {"h_q": variant.rows}
             yield BuildItem(
                 name=variant.main.name,
                 key=KernelKey(
                     **facts,
                     dtype="float16" if variant.fp16 else "bfloat16",
                     d_qk=variant.d_qk,
-                    page_block_size=64 if variant.family.k_maps else 1,
+                    page_block_size=64 if family.k_maps else 1,
                     batch_invariant=variant.batch_invariant,
                 ),
                 concurrent=True,

@@ -19,6 +19,7 @@ from .geometry import (
     Geometry,
     geometry,
     max_chunks,
+    variant_for,
     workspace,
 )
 from .tuned import Tuning
@@ -70,6 +71,7 @@ class Prepared:
     out_shape: tuple[int, int, int, int]
     lse_shape: tuple[int, int, int]
     k_forms: tuple[Form, Form] | None  # None: the kernel reads no K map
+    q_stride: tuple[int, int, int]  # elements: batch, token, head
     row_bytes: tuple[int, int, int, int]  # from one request to the next: q, block_table, out, lse
     slices: tuple[Slice, ...]
 
@@ -98,8 +100,12 @@ def prepare(
 ) -> Prepared:
     batch, s_q, h_q, _ = call.q_shape
     q_stride = row_strides(call.q_shape, call.q_stride)
-    flat = key.h_kv == 1 and (s_q == 1 or q_stride[1] == h_q * q_stride[2])
-    cut = geometry(key, flat, multiprocessors)
+    variant = variant_for(key)
+    # Quantised kernels read q themselves, whatever its strides.
+    flat = variant.family.quantised or (
+        key.h_kv == 1 and (s_q == 1 or q_stride[1] == h_q * q_stride[2])
+    )
+    cut = geometry(key, flat, multiprocessors, variant.rows)
     capacity = min(call.table_width * key.page_block_size, MAX_CAPACITY) if call.pages else 0
     chunks = max_chunks(cut.chunk_blocks, capacity)
     head_tiles = call.k_stride[2] // TILE if key.h_kv > 1 else 0
@@ -138,6 +144,7 @@ def prepare(
         ctas=cut.parts * cut.lanes,
         out_shape=(batch, s_q, h_q, D_V),
         lse_shape=(batch, h_q, s_q),
+        q_stride=q_stride,
         k_forms=None if not k_maps or not call.pages else _k_forms(key, call, head_tiles),
         row_bytes=(
             2 * q_stride[0], 4 * call.table_stride, 2 * call.out_stride[0], 4 * call.lse_stride[0]

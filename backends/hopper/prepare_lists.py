@@ -17,6 +17,7 @@ from .geometry import (
     Geometry,
     geometry,
     max_chunks,
+    variant_for,
     workspace,
 )
 from .prepare import INVARIANT_WORKSPACE_BYTES, LOG2_E, Form, form, row_strides
@@ -87,7 +88,7 @@ def prepare_lists(
 ) -> PreparedLists:
     rows, s_q, *_ = call.q_shape
     q_stride = row_strides(call.q_shape, call.q_stride)
-    cut = geometry(key.with_(s_q=1), key.h_kv == 1, multiprocessors)
+    cut = geometry(key.with_(s_q=1), key.h_kv == 1, multiprocessors, variant_for(key).rows)
     blocks = sum(-(-cache.width // TILE) for cache in call.caches)
     counted = any(cache.counted for cache in call.caches)
     # Queries of a prefill are many: batch invariant, a list is never cut.
@@ -120,7 +121,7 @@ def prepare_lists(
             ListSlice(
                 start=start,
                 tail=tail,
-                list_tail=_list_tail(call.caches, dealt),
+                list_tail=_list_tail(call.caches, dealt, key.kv_format == "model1"),
                 q_form=_q_form(key, cut, q_stride, s_q, count),
                 combine_ctas=0
                 if dealt
@@ -158,11 +159,12 @@ def _requests_per_launch(key: KernelKey, cut: Geometry, chunks: int, dealt: bool
     return min(MAX_BATCH, max(1, INVARIANT_WORKSPACE_BYTES // per_request))
 
 
-def _list_tail(caches: tuple[Cache, Cache], dealt: bool) -> bytes:
+def _list_tail(caches: tuple[Cache, Cache], dealt: bool, paged: bool) -> bytes:
+    """``paged``: where a token's bytes lie depends on its page."""
     strides: list[int] = []
     for i in range(3):
         strides += [cache.slots_stride[i] for cache in caches]
-    pages, steps = zip(*(_pages(cache) for cache in caches), strict=True)
+    pages, steps = zip(*(_pages(cache, paged) for cache in caches), strict=True)
     for i in range(3):
         strides += [step[i] for step in steps]
     bits = [(n - 1).bit_length() for n in pages]
@@ -176,9 +178,11 @@ def _list_tail(caches: tuple[Cache, Cache], dealt: bool) -> bytes:
     )  # fmt: skip
 
 
-def _pages(cache: Cache) -> tuple[int, tuple[int, int, int]]:
+def _pages(cache: Cache, paged: bool) -> tuple[int, tuple[int, int, int]]:
     """Page size and strides for the kernel: pages of one token where slots are equally spaced."""
     page, token, head = cache.stride
+    if paged:
+        return cache.page_block_size, (page, token, head)
     if cache.page_block_size == 1:
         return 1, (page, page, head)
     if page == cache.page_block_size * token or cache.pages <= 1:

@@ -7,14 +7,15 @@ import re
 
 from flashmla_hub.backends.hopper.units import CSRC
 
-HEADER = CSRC / "sm90/core/params.h"
+HEADERS = (CSRC / "sm90/core/params.h", CSRC / "sm90/quantised/params.h")
 
 _TYPES = {"int": ctypes.c_int, "float": ctypes.c_float, "long long": ctypes.c_longlong}
 
 
 def fields(struct: str) -> list[tuple[str, type]]:
     """Name and type of each member, an array's as name_0, name_1; nested structures whole."""
-    text = re.sub(r"//[^\n]*", "", HEADER.read_text())
+    headers = "\n".join(header.read_text() for header in HEADERS)
+    text = re.sub(r"//[^\n]*", "", headers)
     body = text[text.index(f"struct {struct} {{") :].partition("{")[2].partition("}")[0]
     found: list[tuple[str, type]] = []
     for declaration in body.split(";"):
@@ -40,3 +41,7 @@ class ListParams(ctypes.Structure):
 
 class MlaParams(ctypes.Structure):
     _fields_ = fields("MlaParams")
+
+
+class QuantisedParams(ctypes.Structure):
+    _fields_ = fields("QuantisedParams")

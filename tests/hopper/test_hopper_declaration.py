@@ -28,6 +28,18 @@ TAKEN = [
     BASE.with_(batch_invariant=True),
     BASE.with_(kv_strides="page_strided"),
     BASE.with_(kv_strides="token_strided", q_strides="token_strided"),
+    *(BASE.with_(kv_format="v32", h_q=h, s_q=2, causal=True) for h in (8, 128)),
+    BASE.with_(op="sparse_decode", kv_format="v32", topk=2048, attn_sink=True),
+    BASE.with_(
+        op="sparse_decode",
+        kv_format="model1",
+        d_qk=512,
+        topk=128,
+        extra_topk=1024,
+        extra_page_block_size=2,
+        topk_length=True,
+        extra_topk_length=True,
+    ),
 ]
 TAKEN += [
     BASE.with_(op="sparse_decode", topk=1, s_q=256, h_q=8, attn_sink=True, topk_length=True),
@@ -41,7 +53,7 @@ REFUSED = {
     "dtype": BASE.with_(dtype="float32"),
     "s_q": BASE.with_(s_q=17),
     "head dims": BASE.with_(d_qk=320, d_v=256),
-    "kv_format": BASE.with_(kv_format="v32"),
+    "kv_format": BASE.with_(kv_format="v41"),
     "q_alignment": BASE.with_(q_alignment=8),
     "kv_alignment": BASE.with_(kv_alignment=8),
     "out_alignment": BASE.with_(out_alignment=8),
@@ -96,7 +108,7 @@ def test_a_key_first_seen_while_a_graph_is_captured_is_refused_before_anything_i
 
 def test_build_items_cover_every_variant_with_keys_that_are_taken() -> None:
     items = list(HopperBackend().build_items(H100))
-    assert len({item.name for item in items}) == len(items) == 24
+    assert len({item.name for item in items}) == len(items) == 42
     for item in items:
         assert reasons(item.key) == []
 

@@ -22,7 +22,13 @@ from flashmla_hub.backends.hopper.geometry import (
     workspace,
 )
 from flashmla_hub.backends.hopper.units import CSRC
-from flashmla_hub.backends.hopper.variants import DYNAMIC_SHARED, Variant, all_units, all_variants
+from flashmla_hub.backends.hopper.variants import (
+    DYNAMIC_SHARED,
+    QUANTISED_FAMILIES,
+    Variant,
+    all_units,
+    all_variants,
+)
 from flashmla_hub.request import KernelKey
 
 
@@ -96,8 +102,8 @@ def test_the_host_packs_the_structure_that_the_header_declares() -> None:
 
 def test_every_instantiation_is_listed_once() -> None:
     names = [unit.name for unit in all_units()]
-    assert len(all_variants()) == 24
-    assert len(names) == len(set(names)) == 24 + 8
+    assert len(all_variants()) == 42
+    assert len(names) == len(set(names)) == 42 + 8
 
 
 def test_the_readme_and_the_launcher_agree_on_shared_memory_and_macros() -> None:
@@ -105,5 +111,5 @@ def test_the_readme_and_the_launcher_agree_on_shared_memory_and_macros() -> None
     for form, size in DYNAMIC_SHARED.items():
         assert re.search(rf"\b{size}\b", text), f"{size} bytes for {form}"
     macros = set(re.findall(r"`(FMH_[A-Z0-9_]+)`", text))
-    units = (Variant().main, Variant().combine)
+    units = (Variant().main, Variant().combine, Variant(QUANTISED_FAMILIES[0]).main)
     assert {define.partition("=")[0] for unit in units for define in unit.defines} == macros

@@ -28,7 +28,12 @@ def test_launches_are_what_the_kernel_expects(tmp_path: Path) -> None:
     subprocess.run([*command, str(HERE / "fake_driver.c"), "-ldl"], check=True)
     files = [
         str(HERE / name)
-        for name in ("launcher_cases.py", "launcher_failures.py", "launcher_lists.py")
+        for name in (
+            "launcher_cases.py",
+            "launcher_failures.py",
+            "launcher_lists.py",
+            "launcher_quantised.py",
+        )
     ]
     done = subprocess.run(
         [
