@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from flashmla_hub import limits, registry
+from flashmla_hub import api, identify, limits, registry
 from flashmla_hub.backend import Backend
 from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.device import DeviceInfo
+from flashmla_hub.request import KernelKey
 
 BEGIN, END = "<!-- backends: begin -->", "<!-- backends: end -->"
 COLUMNS = ("vendor", "backend", "package, versions known", "confidence", "verified on")
@@ -27,6 +28,24 @@ DEVICES = tuple(
     )
 )  # fmt: skip
 
+SHOWN = (
+    "nvidia:sm_90", "nvidia:sm_100", "nvidia:sm_120", "nvidia:sm_89", "nvidia:sm_80", "amd:gfx942",
+    "amd:gfx950", "metax:xcore1000", "moore_threads:mp_31", "hygon:gfx936", "iluvatar:ivcore11",
+    "thead", "ascend", "cpu",
+)  # fmt: skip
+_V32 = KernelKey(op="sparse_decode", h_q=16, kv_format="v32", topk=2048)
+_V4 = KernelKey(op="sparse_decode", h_q=64, d_qk=512, kv_format="model1", topk=512, attn_sink=True)
+WORKLOADS = {
+    "V3, R1: dense": KernelKey(h_q=16),
+    "the same, 2 tokens": KernelKey(h_q=16, s_q=2, causal=True),
+    "V3.2: sparse, FP8": _V32,
+    "V4: sparse, FP8, sink": _V4,
+}
+_WHO = (
+    "Decoding with 16 query heads a card (V4: 64), if the port's own package is installed; without "
+    "it the next one that can. `flashmla-hub explain` answers for other shapes."
+)
+
 
 def markdown() -> str:
     """A table of the built-in backends, by vendor; then a section for each with what it takes."""
@@ -34,7 +53,7 @@ def markdown() -> str:
     rows = [_row(backend) for backend in backends]
     lines = [COLUMNS, ("---",) * len(COLUMNS), *rows]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return "\n\n".join([table, *map(_section, backends)])
+    return "\n\n".join([table, _choices(), *map(_section, backends)])
 
 
 def rewrite(text: str) -> str:
@@ -72,6 +91,19 @@ def _row(backend: Backend) -> tuple[str, ...]:
         info.verified or (NOT_RUN if info.vendor else "-"),
     )
     return tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+
+
+def _choices() -> str:
+    """Who is selected where, the port's own package supposed to be there."""
+    lines = [("device", *WORKLOADS), ("---",) * (1 + len(WORKLOADS))]
+    for name in SHOWN:
+        chosen = []
+        for key in WORKLOADS.values():
+            decision = api.explain(key, device=identify.simulated(*identify.parse_device(name)))
+            chosen.append(decision.selected or "none")
+        lines.append((name, *chosen))
+    rows = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return f"## Who serves what\n\n{_WHO}\n\n{rows}"
 
 
 def _section(backend: Backend) -> str:
