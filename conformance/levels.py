@@ -8,6 +8,7 @@ it must do (C5.2), needed or not.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flashmla_hub.conformance.model import (
     LEVELS,
@@ -90,6 +91,11 @@ def finish(meta: RunMeta, cases: Sequence[Case], results: Sequence[CaseResult]) 
         meta=meta, cases=tuple(cases), results=tuple(results), levels=levels, level=level,
         extras=extras, badge=badge,
     )  # fmt: skip
+
+
+def by_family(verdict: Any) -> dict[str, str]:
+    """The level of each family; evidence of contract 1 has one ladder for all of them."""
+    return {"all": verdict.level} if verdict.level else {}
 
 
 def extras_of(cases: Sequence[Case], results: Sequence[CaseResult]) -> tuple[str, ...]:

@@ -46,11 +46,11 @@ class Finding:
         return tuple(dict.fromkeys(clause_of(r) for r in (self.first, *self.others)))
 
 
-def findings(run: RunResult) -> list[Finding]:
+def findings(results: Iterable[CaseResult]) -> list[Finding]:
     """The bad results by cause, the commonest first: one known mistake whatever clause it breaks
     where, else one message whatever its numbers."""
     groups: dict[tuple[str, ...], Finding] = {}
-    for result in run.results:
+    for result in results:
         if not result.outcome.bad:
             continue
         clause = clause_of(result)

@@ -35,7 +35,7 @@ def render(run: RunResult, statement: Mapping[str, Any]) -> str:
         finalize=_visible,
     )
     environment.filters.update(num=number, words=words, ratio=ratio)
-    found = grouping.findings(run)
+    found = grouping.findings(run.results)
     clauses = sorted({c for r in run.results for c in r.clauses}, key=order)
     text: str = environment.get_template("report.html.j2").render(
         run=run,

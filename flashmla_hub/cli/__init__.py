@@ -26,6 +26,7 @@ COMMANDS = {
     "new-backend": ("new_backend", "write an installable plugin package to start a backend from"),
     "conformance": ("conformance", "judge a backend against the contract"),
     "verify": ("verify", "check an evidence file, on any machine"),
+    "board": ("board", "one page of verdicts from a folder of evidence files"),
     "build": ("build", "compile kernels ahead of their first use"),
     "bench": ("bench", "time every available backend side by side"),
     "tune": ("tune", "measure this machine and write its tuning table"),

@@ -177,7 +177,7 @@ def _print(out: Console, result: Any) -> None:
         if level.level <= meta.level:
             _line(out, f"  {level.level}  {_state(level, meta)}")
     _line(out, "Each level counts the cases of the levels below it too.")
-    found = grouping.findings(result)
+    found = grouping.findings(result.results)
     if advice := grouping.advice(found):
         _line(out, f"\n{plain(advice)}", "bold")
     for finding in found:

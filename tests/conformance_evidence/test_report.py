@@ -111,7 +111,7 @@ def test_what_a_port_may_choose_is_escaped_everywhere(tmp_path: Path) -> None:
 
 
 def test_failures_of_one_cause_are_one_finding() -> None:
-    found = findings(synthetic_run())
+    found = findings(synthetic_run().results)
     assert [(f.title, len(f.others)) for f in found] == [
         ("LSE in base 2", 3),
         ("ended the process", 0),
