@@ -23,15 +23,27 @@ _INTEGERS = ("s_q", "h_q", "h_kv", "page_block_size")
 _OPTIONAL_INTEGERS = ("topk", "extra_topk", "extra_page_block_size")  # 0 is not asked of a set
 _WORDS = {"dtype": "dtypes", "kv_format": "kv_formats", "causal": "causal",
           "kv_strides": "kv_strides", "q_strides": "q_strides"}  # fmt: skip
+# since plugin protocol 2, each with its own neutral value: absent from older evidence
+_NEWER_STRIDES = {"extra_kv_strides": "kv_strides", "out_strides": ""}
+_ALIGNMENTS = ("q_alignment", "kv_alignment", "extra_kv_alignment", "out_alignment")
 _FLAGS = ("topk_length", "attn_sink", "extra_topk_length", "batch_invariant")
 _BESIDE = ("op", "devices", "head_dims", "alignment", "rules", "cuda_graph", "torch_compile",
            "plans_per_call", "empty_rows", "lse_base", "hazards", "rewrites")  # fmt: skip
-_KNOWN = {*_INTEGERS, *_OPTIONAL_INTEGERS, *_WORDS.values(), *_FLAGS, *_BESIDE}
+_KNOWN = {
+    *_NEWER_STRIDES,
+    *_ALIGNMENTS,
+    *_INTEGERS,
+    *_OPTIONAL_INTEGERS,
+    *_WORDS.values(),
+    *_FLAGS,
+    *_BESIDE,
+}
 # checks that need a promise of the declaration, beside its accepted values
 _PROMISES = {"host_reads": "cuda_graph", "graph": "cuda_graph", "compile": "torch_compile",
              "compile_batches": "torch_compile"}  # fmt: skip
-# rewrites of what comes out: they mend requests that a declaration takes
-_AFTERWARDS = {"repair_empty_rows", "lse_base"}
+# rewrites of what comes out: they mend requests that a declaration takes; the last needs no leave
+_AFTERWARDS = {"repair_empty_rows", "lse_base", "own_out"}
+_FREE = {"own_out"}
 _SPAN = re.compile(r"(?:>= (\d+)|(\d+)\.\.(\d+))(?:, multiples of (\d+))?")
 _DEVICE = re.compile(r"([a-z0-9_*]+) \((.*)\)")
 
@@ -75,7 +87,7 @@ def _case(
         if changed and native and not _may_refuse_more(claims):
             result.add("claims", got.id, "passed through a rewrite, and a declaration takes it")
         allowed = {name for claim in claims for name in _list(claim, "rewrites")}
-        if extra := sorted(set(got.rewrites) - allowed):
+        if extra := sorted(set(got.rewrites) - allowed - _FREE):
             result.add("claims", got.id, f"rewrites {quoted(extra)}, which none allows")
     elif case.check == VALUES and got.outcome is Outcome.NOT_CLAIMED:
         finite = "poison" in case.layout and any(
@@ -109,9 +121,21 @@ def takes(claim: Claim, key: KernelKey) -> bool:
         return False
     if any(getattr(key, n) and claim.get(n) is not True for n in _FLAGS):
         return False
-    alignment = claim.get("alignment")
-    aligned = not isinstance(alignment, int) or alignment <= key.alignment
-    return aligned and [key.d_qk, key.d_v] in _list(claim, "head_dims")
+    for name, instead in _NEWER_STRIDES.items():
+        accepted = _list(claim, name) if name in claim else []
+        accepted = accepted or (_list(claim, instead) if instead else [])
+        if accepted and getattr(key, name) not in accepted:
+            return False
+    return _aligned(claim, key) and [key.d_qk, key.d_v] in _list(claim, "head_dims")
+
+
+def _aligned(claim: Claim, key: KernelKey) -> bool:
+    """Bytes that every tensor has to be a multiple of; a declaration may name one for each."""
+    whole = claim.get("alignment")
+    if not any(name in claim for name in _ALIGNMENTS):
+        return not isinstance(whole, int) or whole <= key.alignment
+    needs = {name: claim.get(name) or whole for name in _ALIGNMENTS}
+    return all(not isinstance(n, int) or n <= getattr(key, name) for name, n in needs.items())
 
 
 def on_device(claim: Claim, device: schema.Device) -> bool:
