@@ -17,7 +17,7 @@ from flashmla_hub.device import DeviceInfo
 from flashmla_hub.request import KernelKey
 
 BEGIN, END = "<!-- backends: begin -->", "<!-- backends: end -->"
-COLUMNS = ("vendor", "backend", "package, versions known", "confidence", "verified on")
+COLUMNS = ("vendor", "backend", "verified on", "confidence", "package, versions known")
 NOT_RUN = "not run on hardware"
 DEVICES = tuple(
     DeviceInfo(vendor, arch, type="simulated", simulated=True)
@@ -86,9 +86,9 @@ def _row(backend: Backend) -> tuple[str, ...]:
     cells = (
         info.vendor or "any",
         f"`{backend.name}`",
-        package,
-        info.confidence,
         info.verified or (NOT_RUN if info.vendor else "-"),
+        info.confidence,
+        package,
     )
     return tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
 
