@@ -75,6 +75,12 @@ QUANTISED_FAMILIES = (
     _quantised("v32", (576,), lists=True),
     _quantised("model1", (512,), lists=True),
 )
+# In the sources, compiled by the tests, taken by no declaration: their layouts have no id yet.
+UNDECLARED_FAMILIES = tuple(
+    _quantised(kv_format, head_dims, lists)
+    for kv_format, head_dims in (("v32_no_rope", (512,)), ("fp8", (576, 512)))
+    for lists in (False, True)
+)
 FAMILIES = (BOXES, PAGE_ROWS, LIST_ROWS, *QUANTISED_FAMILIES)
 
 

@@ -9,7 +9,12 @@ import pytest
 
 from flashmla_hub.backends.hopper.compilers import CompileError, Compiler, Nvcc, Nvrtc
 from flashmla_hub.backends.hopper.units import Unit
-from flashmla_hub.backends.hopper.variants import LIST_ROWS, Variant, all_units
+from flashmla_hub.backends.hopper.variants import (
+    LIST_ROWS,
+    UNDECLARED_FAMILIES,
+    Variant,
+    all_units,
+)
 
 # C7508: setmaxnreg ignored. C7510, C7512, C7518, ...: wgmma serialised or waited for early.
 BAD_WARNING = re.compile(r"C75\d\d")
@@ -51,7 +56,15 @@ def test_the_base_variant(unit: Unit) -> None:
     check(unit)
 
 
+MORE = [u for u in all_units() if u not in QUICK] + [
+    Variant(family, False, d_qk, False, rows).main
+    for family in UNDECLARED_FAMILIES
+    for d_qk in family.head_dims
+    for rows in family.rows
+]
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("unit", [u for u in all_units() if u not in QUICK], ids=lambda u: u.name)
+@pytest.mark.parametrize("unit", MORE, ids=lambda u: u.name)
 def test_every_instantiation(unit: Unit) -> None:
     check(unit)
