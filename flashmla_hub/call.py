@@ -67,6 +67,8 @@ class PrefillArguments(NamedTuple):
 
 Arguments = DecodeArguments | PrefillArguments
 OUTPUTS = ("out", "lse_out")
+ALIGNED = ("q", "k_cache", "kv", "extra_k_cache", "out")
+"""Tensors whose address counts beside their shapes and strides."""
 
 
 def _fields(kind: type[Any]) -> dict[str, tuple[type[Any], bool]]:
@@ -155,11 +157,10 @@ def facts_of(args: Arguments) -> tuple[Any, ...] | None:
     None where a tensor is not a plain one in memory, or a scalar of no type that any argument
     takes: such a call is checked each time.
     """
-    grad = torch.is_grad_enabled()
-    facts: list[Any] = [tuple(map(type, args))]
-    add = facts.append
+    facts: list[Any] = [tuple(map(type, args)), torch.is_grad_enabled()]
+    add = facts.extend
+    x: Any
     try:
-        x: Any
         for x in args:
             if x is None:  # its type says so
                 continue
@@ -167,10 +168,10 @@ def facts_of(args: Arguments) -> tuple[Any, ...] | None:
             if kind is Tensor or kind is Parameter:
                 add((
                     x.shape, x.stride(), x.dtype, x.device, x.data_ptr() & 15, x.is_neg(),
-                    grad and x.requires_grad,
+                    x.requires_grad,
                 ))  # fmt: skip
             elif kind in _SCALARS:
-                add(x)
+                facts.append(x)
             else:
                 return None
     except RuntimeError:  # no strides or no memory: another layout, a transform's tensor

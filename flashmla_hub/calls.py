@@ -1,7 +1,8 @@
 """What a public call does in eager mode: look its facts up, or check and resolve them once; run.
 
 Everything validation looks at, and everything the choice depends on, is in the tuple of facts: a
-call whose facts were seen before needs one dictionary lookup. The table of facts is bounded.
+call whose facts were seen before needs one dictionary lookup, and one that is like a recent call
+not even its facts. Both tables are bounded.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flashmla_hub.device import capturing
 from flashmla_hub.dispatch import Route, resolve
 from flashmla_hub.errors import NotSupportedError
 from flashmla_hub.metadata import SchedMeta
+from flashmla_hub.recent import Recent
 from flashmla_hub.request import choice_key
 from flashmla_hub.tracing import dual_level, needs_op
 from flashmla_hub.validation import Checked
@@ -28,6 +30,7 @@ MAX_CALLS = 4096
 A = TypeVar("A", bound=Arguments)
 
 _calls: dict[Any, Prepared] = {}
+_recent: Recent[Prepared] = Recent()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,17 @@ def prepare(args: A, check: Callable[[A], Checked]) -> tuple[Prepared | None, A]
 
     None for a call that is to go through the op of torch.compile instead.
     """
-    facts = None if dual_level() else facts_of(args)
+    facts = None
+    if not dual_level():
+        prepared = _recent.get(args)
+        if prepared is not None:
+            return prepared, args
+        facts = facts_of(args)
     if facts is not None:
         facts = (facts, config.changed(), registry.loaded())
         prepared = _calls.get(facts)
         if prepared is not None:
+            _recent.put(args, prepared)
             return prepared, resolved(args) if prepared.negated else args
     if needs_op(args):
         return None, args

@@ -1,25 +1,17 @@
 """What a SchedMeta keeps of the call it was bound by, for the later layers of its step.
 
-Those differ in q and k_cache alone. Shapes, strides, dtypes, devices, gradients, lazy negation,
-transforms and modes of all four tensors are compared by the guard that torch.compile uses, in C++;
-the rest by identity or equality. Whatever differs takes the general path.
+Those differ in q and k_cache alone. The facts of all four tensors are compared by a guard, the rest
+by identity or equality. Whatever differs takes the general path.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
-
-import torch
 
 from flashmla_hub import config, registry
 from flashmla_hub.call import DecodeArguments
 from flashmla_hub.calls import Prepared
-
-try:
-    _guards: Any = importlib.import_module("torch._C._dynamo.guards").TensorGuards
-except (ImportError, AttributeError):  # no public name of torch: without it, no fast path
-    _guards = None
+from flashmla_hub.recent import guard
 
 
 class Fast:
@@ -58,14 +50,7 @@ _ABSENT = (
 
 def snapshot(prepared: Prepared, args: DecodeArguments) -> Fast | None:
     """The snapshot of a dense call without optional arguments, on plain tensors; None of others."""
-    plain = (
-        _guards is not None
-        and not prepared.negated
-        and not args.check_values
-        and all(getattr(args, name) is None for name in _ABSENT)
-        and all(type(x) is torch.Tensor and not x.requires_grad for x in args[:4])
-    )
-    if not plain:
+    if prepared.negated or args.check_values or any(getattr(args, n) is not None for n in _ABSENT):
         return None
-    guards = _guards(*args[:4], dynamic_dims_sizes=None, dynamic_dims_strides=None)
-    return Fast(prepared, args, guards.check)
+    same = guard(args[:4])
+    return None if same is None else Fast(prepared, args, same)

@@ -136,3 +136,98 @@ def test_fake_results_have_the_shapes_dtypes_and_strides_of_real_ones():
     for a, b in zip(real, fake, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
     torch.library.opcheck(ops.dense_decode.default, call)
+
+
+INDICES = sparse()["indices"]
+# {what: (the call, arguments that eager mode refuses)}
+REFUSED = {
+    "dense with a sink": (dense, {"attn_sink": torch.zeros(4)}),
+    "dense with topk_length": (dense, {"topk_length": torch.ones(2, dtype=torch.int32)}),
+    "dense with a second cache": (dense, {"extra_k_cache": torch.zeros(1, 8, 1, 576)}),
+    "dense with its lists": (dense, {"extra_indices_in_kvcache": INDICES}),
+    "dense with their lengths": (dense, {"extra_topk_length": torch.ones(2, dtype=torch.int32)}),
+    "sparse and causal": (sparse, {"causal": True}),
+    "values": (lambda: dense(lens=[900, 1]), {"check_values": True}),
+    "causal 1": (dense, {"causal": 1}),
+    "head_dim_v 512.0": (dense, {"head_dim_v": 512.0}),
+    "head_dim_v 256": (dense, {"head_dim_v": 256}),
+    "scale True": (dense, {"softmax_scale": True}),
+    "scale 1e300": (dense, {"softmax_scale": 1e300}),
+    "invariant 1": (dense, {"batch_invariant": 1}),
+    "alias 1": (dense, {"enable_batch_invariant": 1}),
+    "legacy 1": (dense, {"use_legacy": 1}),
+    "descale": (dense, {"descale_k": torch.ones(1)}),
+    "indexer": (dense, {"indexer_topk": 5}),
+    "layout": (dense, {"kv_format": "v32"}),
+    "fp8": (dense, {"is_fp8_kvcache": True}),
+    "backend": (dense, {"backend": "no_such_backend"}),
+    "metadata": (dense, {"tile_scheduler_metadata": "meta"}),
+    "out shape": (dense, {"out": torch.zeros(2, 2, 4, 512)}),
+    "out dtype": (dense, {"out": torch.zeros(2, 1, 4, 512, dtype=torch.float64)}),
+    "out stride 0": (dense, {"out": torch.zeros(512).expand(2, 1, 4, 512)}),
+    "lse shape": (dense, {"lse_out": torch.zeros(2, 1, 4)}),
+    "a list": (dense, {"block_table": [[0]]}),
+    "sparse out": (sparse, {"out": torch.zeros(2, 1, 4, 256)}),
+    "sparse sink": (sparse, {"attn_sink": torch.zeros(3)}),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_compiled_call_refuses_what_an_eager_one_does(what):
+    make, wrong = REFUSED[what]
+    args = make() | wrong
+    with pytest.raises(hub.FlashMLAHubError):
+        hub.flash_mla_with_kvcache(**args)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda: hub.flash_mla_with_kvcache(**args), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(Exception, match=r".") as caught:  # Dynamo's own, around the hub's
+        compiled()
+    assert not isinstance(caught.value, AssertionError)
+
+
+@pytest.mark.parametrize("wrong", [{"out": torch.zeros(2, 3, 4, 512)},
+                                   {"out": torch.zeros(3, 4, 512).half()}, {"sm_scale": True},
+                                   {"d_v": 256}, {"batch_invariant": 1}])  # fmt: skip
+def test_a_compiled_prefill_refuses_what_an_eager_one_does(wrong):
+    args = {"q": torch.zeros(3, 4, 576), "kv": torch.zeros(20, 1, 576), "sm_scale": 0.05,
+            "indices": torch.zeros(3, 1, 7, dtype=torch.int32)} | wrong  # fmt: skip
+    with pytest.raises(hub.FlashMLAHubError):
+        hub.flash_mla_sparse_fwd(**args)
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=r"."):
+        torch.compile(lambda: hub.flash_mla_sparse_fwd(**args), fullgraph=True, backend="eager")()
+
+
+def test_an_exported_call_is_one_op_with_every_argument():
+    args = sparse() | {"attn_sink": torch.ones(4), "backend": "torch"}
+
+    class Module(torch.nn.Module):
+        def forward(self, q, k_cache, indices, attn_sink):
+            return hub.flash_mla_with_kvcache(
+                q, k_cache, None, None, 512, indices=indices, attn_sink=attn_sink, backend="torch"
+            )
+
+    given = tuple(args[n] for n in ("q", "k_cache", "indices", "attn_sink"))
+    program = torch.export.export(Module(), given)
+    assert "flashmla_hub.sparse_decode" in str(program.graph)
+    assert torch.equal(program.module()(*given)[0], hub.flash_mla_with_kvcache(**args)[0])
+
+
+def test_prefill_writes_out_in_place():
+    torch._dynamo.reset()
+    q, kv = torch.randn(3, 4, 576), torch.randn(20, 1, 576)
+    indices = torch.randint(-1, 20, (3, 1, 7)).int()
+    out = torch.zeros(3, 4, 512)
+
+    def call(q, kv, indices, out):
+        got = hub.flash_mla_sparse_fwd(q, kv, indices, 0.05, out=out)
+        return got[1], got[2], out + 1
+
+    got = torch.compile(call, fullgraph=True, backend="aot_eager")(q, kv, indices, out)
+    want = hub.flash_mla_sparse_fwd(q, kv, indices, 0.05)
+    assert torch.equal(out, want[0])
+    assert torch.equal(got[2], want[0] + 1)
+    assert torch.equal(got[0], want[1])
+    assert torch.equal(got[1], want[2])
