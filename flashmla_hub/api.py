@@ -30,7 +30,7 @@ from flashmla_hub.guard import Asking, Fault
 from flashmla_hub.request import ChoiceKey, KernelKey, check_key, choice_key
 
 __all__ = [
-    "BackendStatus", "backends", "devices", "explain", "explain_call", "get_backend",
+    "BackendStatus", "backends", "devices", "explain", "explain_call", "get_backend", "list_backends",
     "simulate_device", "use_backend", "warmup",
 ]  # fmt: skip
 
@@ -56,8 +56,11 @@ def devices() -> list[DeviceInfo]:
     return identify.devices()
 
 
-def backends() -> list[BackendStatus]:
-    """Every backend and quarantined plugin with its status. Imports no vendor library."""
+def list_backends() -> list[BackendStatus]:
+    """Every backend and quarantined plugin with its status. Imports no vendor library.
+
+    ``flashmla_hub.backends()`` does the same; that name is also the package of the built-in ones.
+    """
     state = registry.state()
     here = devices()
     found = [_status(entry, here) for entry in state.entries.values()]
@@ -70,6 +73,9 @@ def backends() -> list[BackendStatus]:
         if (q.name, q.reason) not in told
     ]
     return sorted(found, key=lambda b: (b.status != "ready", b.name))
+
+
+backends = list_backends
 
 
 def get_backend(name: str) -> Backend:

@@ -111,15 +111,18 @@ def read_regular(path: Path, most: int = MAX_BYTES) -> bytes:
             bytes, or belongs to another user.
     """
     fd = os.open(path, _OPEN_FLAGS)
-    with os.fdopen(fd, "rb") as file:
-        found = os.fstat(file.fileno())
+    try:
+        found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(f"{path} is not a regular file")
         if found.st_size > most:
             raise OSError(f"{path} has {found.st_size} bytes, at most {most} are read")
         if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
             raise OSError(f"{path} belongs to user {found.st_uid}")
-        data = file.read(most + 1)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(most + 1)
+    finally:
+        os.close(fd)
     if len(data) > most:
         raise OSError(f"{path} grows while it is read")
     return data

@@ -337,3 +337,8 @@ def test_a_decision_and_a_device_show_themselves_in_a_notebook():
 def test_a_backend_asked_for_by_name_is_the_first_to_be_told_of():
     told = str(hub.explain(hub.KernelKey(), backend="hopper", device="cpu")).splitlines()
     assert told[1] == "refused  hopper: device cpu:x86_64: takes nvidia (sm_90)"
+
+
+def test_the_list_of_backends_goes_by_two_names():
+    assert hub.list_backends() == hub.backends()
+    assert "status" in (hub.list_backends.__doc__ or "")
