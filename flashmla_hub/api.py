@@ -30,8 +30,8 @@ from flashmla_hub.guard import Asking, Fault
 from flashmla_hub.request import ChoiceKey, KernelKey, check_key, choice_key
 
 __all__ = [
-    "BackendStatus", "backends", "devices", "explain", "explain_call", "get_backend", "list_backends",
-    "simulate_device", "use_backend", "warmup",
+    "BackendStatus", "backends", "devices", "explain", "explain_call", "get_backend",
+    "list_backends", "simulate_device", "use_backend", "warmup",
 ]  # fmt: skip
 
 
