@@ -1,211 +1,179 @@
-"""Named FP8 layouts of the latent KV cache, and the converters to and from them (contract C3).
+"""Named layouts of the latent KV cache, and the converters to and from them (contract C3).
 
 A layout is named by an id and never guessed from its byte count: other projects have changed
-layouts at unchanged sizes, and a cache read in the wrong one is silently misread.
+layouts at unchanged sizes, and a cache read in the wrong one is silently misread. docs/layouts.md
+has a picture of each.
 
-==========  =========  ======================================================================
-id          d_qk, d_v  bytes of a token
-==========  =========  ======================================================================
-``v32``     576, 512   656: 512 e4m3, then 4 float32 scales (one per 128 values), then 64 bf16
-                       rope values
-``model1``  512, 512   584, kept page by page: first the tokens' 448 e4m3 + 64 bf16 rope values
-                       (576 bytes each), then 8 bytes a token: 7 ue8m0 scales (one per 64
-                       values) and one of padding. Pages start at multiples of 576 bytes.
-==========  =========  ======================================================================
+===============  ==========  ================================================================
+id               d_qk, d_v   bytes of a token
+===============  ==========  ================================================================
+``v32``          576, 512    656: 512 e4m3, then 4 float32 scales (one per 128 values), then
+                             64 bf16 rope values
+``model1``       512, 512    584, kept page by page: first the tokens' 448 e4m3 + 64 bf16 rope
+                             values (576 bytes each), then 8 bytes a token: 7 ue8m0 scales
+                             (one per 64 values) and one of padding. Pages start at multiples
+                             of 576 bytes.
+``v32_no_rope``  512, 512    528: 512 e4m3, then 4 float32 scales
+``v41``          512, 512    528: 512 e4m3, then 16 ue8m0 scales (one per 32 values)
+``v41_fp4``      512, 512    288: 512 e2m1 (two to a byte, the even one low), then 32 e4m3
+                             scales (one per 16 values); a second cache beside ``v41`` only
+``fp8``          576 or 512  as many: e4m3, one float32 scale for the tensor beside it
+===============  ==========  ================================================================
 
-A cache is a tensor (num_blocks, page_block_size, 1, bytes_per_token) of a 1-byte dtype. The
-stride between pages is free; the one between tokens too, where scales are not kept page by page.
-The scale of a group is ``2 ** ceil(log2(max(amax / 448, 1e-4)))`` and a value is
-``e4m3(x / scale)``, so that both directions are exact on what the layout can represent.
+A cache is a tensor (num_blocks, page_block_size, 1, bytes_per_token) of float8_e4m3fn, uint8 or
+int8. The stride between pages is free; the one between tokens too, where scales are not kept page
+by page. The scale of a group of e4m3 values is ``2 ** ceil(log2(max(amax / 448, 1e-4)))``, that of
+e2m1 values the e4m3 next to ``amax / 6``; a value is ``x / scale``, rounded to nearest even. Both
+directions are exact on what the layout can represent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from flashmla_hub.errors import InvalidRequestError, NotSupportedError
+from flashmla_hub.errors import InvalidRequestError
+from flashmla_hub.layouts.layout import Layout
 
-E4M3_MAX = 448.0
-MIN_SCALE = 1e-4
-
-RESERVED = {
-    "v32_no_rope": "656-byte tokens without a rope part (d_qk 512)",
-    "v41": "528 bytes: 512 e4m3 with the rope part, 16 ue8m0 scales, interleaved per token",
-    "v41_fp4": "288 bytes: 512 e2m1 values, 32 e4m3 scales, extra cache only",
-}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One FP8 layout: ``d_nope`` quantised values, then ``d_rope`` bfloat16 ones.
-
-    ``group`` values share a scale of ``scale_bytes`` bytes (4: float32, 1: ue8m0, an exponent
-    byte); ``scales_padding`` bytes follow them. With ``paged_scales`` the scales of a page's
-    tokens come after all of its values, and a packed page is rounded up to a multiple of
-    ``page_multiple`` bytes.
-    """
-
-    name: str
-    d_nope: int
-    d_rope: int
-    d_v: int
-    group: int
-    scale_bytes: int
-    scales_padding: int = 0
-    paged_scales: bool = False
-    page_multiple: int = 1
-
-    @property
-    def d_qk(self) -> int:
-        return self.d_nope + self.d_rope
-
-    @property
-    def groups(self) -> int:
-        return self.d_nope // self.group
-
-    @property
-    def value_bytes(self) -> int:
-        """Bytes of a token's values: e4m3 and bf16, without scales."""
-        return self.d_nope + 2 * self.d_rope
-
-    @property
-    def scales_bytes(self) -> int:
-        """Bytes of a token's scales, padding included."""
-        return self.groups * self.scale_bytes + self.scales_padding
-
-    @property
-    def bytes_per_token(self) -> int:
-        return self.value_bytes + self.scales_bytes
-
-    def page_stride(self, page_block_size: int) -> int:
-        """Bytes from one page to the next in a packed cache."""
-        size = page_block_size * self.bytes_per_token
-        return size + -size % self.page_multiple
-
-    def views(self, cache: Tensor) -> tuple[Tensor, ...]:
-        """``cache`` as uint8 tensors (num_blocks, page_block_size, 1, width) that share its memory
-        and whose [page, offset] are the parts of one token, in the order ``decode`` takes."""
-        _check_cache(cache, self)
-        raw = cache.view(torch.uint8)
-        if not self.paged_scales:
-            return (raw,)
-        pages, tokens = raw.shape[:2]
-        stride, base = raw.stride(0), raw.storage_offset()
-        shapes = ((self.value_bytes, 0), (self.scales_bytes, tokens * self.value_bytes))
-        return tuple(
-            raw.as_strided((pages, tokens, 1, width), (stride, width, width, 1), base + start)
-            for width, start in shapes
-        )
-
-    def encode(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Quantise ``rows`` (..., d_qk): the token parts (..., width), uint8, as ``views``."""
-        nope = rows[..., : self.d_nope].float().unflatten(-1, (self.groups, self.group))
-        exponent = _scale_exponent(nope.abs().amax(-1))
-        quantised = (nope / _power_of_two(exponent).unsqueeze(-1)).to(torch.float8_e4m3fn)
-        values = quantised.flatten(-2).view(torch.uint8)
-        rope = rows[..., self.d_nope :].to(torch.bfloat16).contiguous().view(torch.uint8)
-        if self.paged_scales:
-            padding = exponent.new_zeros((*exponent.shape[:-1], self.scales_padding))
-            scales = torch.cat([exponent, padding], -1).to(torch.uint8)
-            return torch.cat([values, rope], -1), scales
-        scales = _power_of_two(exponent).contiguous().view(torch.uint8)
-        return (torch.cat([values, scales, rope], -1),)
-
-    def decode(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """The bfloat16 rows (..., d_qk) of token parts, whose last dimension is contiguous."""
-        if self.paged_scales:
-            token, scales = parts
-            rope = token[..., self.d_nope :]
-            scale = _power_of_two(scales[..., : self.groups].to(torch.int32))
-        else:
-            (token,) = parts
-            scales, rope = token[..., self.d_nope :].split([self.scales_bytes, 2 * self.d_rope], -1)
-            scale = scales.contiguous().view(torch.float32)
-        values = token[..., : self.d_nope].view(torch.float8_e4m3fn).float()
-        nope = values.unflatten(-1, (self.groups, self.group)) * scale.unsqueeze(-1)
-        rope = rope.contiguous().view(torch.bfloat16)
-        return torch.cat([nope.flatten(-2).to(torch.bfloat16), rope], -1)
-
+__all__ = [
+    "DEFAULTS",
+    "LAYOUTS",
+    "Layout",
+    "append",
+    "default_for",
+    "dequantize",
+    "get",
+    "named_by_width",
+    "quantize",
+]  # fmt: skip
 
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("v32", d_nope=512, d_rope=64, d_v=512, group=128, scale_bytes=4),
+        Layout("v32", d_nope=512, d_rope=64, d_v=512, group=128),
         Layout(
             "model1",
             d_nope=448,
             d_rope=64,
             d_v=512,
             group=64,
-            scale_bytes=1,
+            scale="ue8m0",
             scales_padding=1,
             paged_scales=True,
             page_multiple=576,
         ),
+        Layout("v32_no_rope", d_nope=512, d_rope=0, d_v=512, group=128),
+        Layout("v41", d_nope=512, d_rope=0, d_v=512, group=32, scale="ue8m0"),
+        Layout(
+            "v41_fp4",
+            d_nope=512,
+            d_rope=0,
+            d_v=512,
+            group=16,
+            value="e2m1",
+            scale="e4m3",
+            beside="v41",
+        ),
+        Layout("fp8", d_nope=576, d_rope=0, d_v=512, scale="tensor", widths=(576, 512)),
     )
 }
 
+# What FlashMLA's published code assumes for FP8 caches without a name, by d_qk.
+DEFAULTS = {576: "v32", 512: "model1"}
 
-def get(name: str) -> Layout:
-    """The layout called ``name``.
 
-    Raises NotSupportedError for a reserved id, InvalidRequestError for an unknown one.
+def get(name: str, d_qk: int | None = None) -> Layout:
+    """The layout called ``name``, of the width ``d_qk`` where it has several.
+
+    Raises InvalidRequestError for an unknown id.
     """
-    if name in LAYOUTS:
-        return LAYOUTS[name]
-    if name in RESERVED:
-        what = f"{name} ({RESERVED[name]})"
-        raise NotSupportedError("flashmla_hub", "kv_format", what, " | ".join(LAYOUTS))
-    raise InvalidRequestError("kv_format", repr(name), " | ".join(LAYOUTS))
+    if name not in LAYOUTS:
+        raise InvalidRequestError("kv_format", repr(name), " | ".join(LAYOUTS))
+    layout = LAYOUTS[name]
+    return layout if d_qk is None else layout.of_width(d_qk)
 
 
 def default_for(d_qk: int) -> str:
     """The id FlashMLA's published code assumes for FP8 caches of this head dim."""
-    for layout in LAYOUTS.values():
-        if layout.d_qk == d_qk:
-            return layout.name
-    known = " | ".join(f"{layout.d_qk} ({name})" for name, layout in LAYOUTS.items())
+    if d_qk in DEFAULTS:
+        return DEFAULTS[d_qk]
+    known = " | ".join(f"{d_qk} ({name})" for d_qk, name in DEFAULTS.items())
     raise InvalidRequestError("d_qk of an FP8 cache", d_qk, known)
 
 
-def quantize(k: Tensor, layout: str) -> Tensor:
+def named_by_width(width: int) -> tuple[str, ...]:
+    """Ids of the layouts whose tokens have ``width`` bytes: to name in an error, never to guess."""
+    return tuple(
+        name
+        for name, layout in LAYOUTS.items()
+        if width in [layout.of_width(d).bytes_per_token for d in layout.widths or (layout.d_qk,)]
+    )
+
+
+def _descale(layout: Layout, value: Tensor | float | None, on: Tensor) -> Tensor | None:
+    """``descale_k`` as a float32 tensor of one element on the device of ``on``."""
+    if value is None:
+        return None
+    if layout.scale != "tensor":
+        expected = f"None: the layout {layout.name!r} holds its scales itself"
+        raise InvalidRequestError("descale_k", "given", expected)
+    scale = torch.as_tensor(value, dtype=torch.float32, device=on.device)
+    if scale.numel() != 1:
+        raise InvalidRequestError("descale_k", tuple(scale.shape), "one number")
+    return scale.reshape(1)
+
+
+def quantize(k: Tensor, layout: str, descale_k: Tensor | float | None = None) -> Tensor:
     """Quantise a K cache.
 
     Args:
         k: (num_blocks, page_block_size, 1, d_qk), bfloat16, float16 or float32.
         layout: id of the layout to write.
+        descale_k: for ``fp8``, what its values are multiplied by when read (None: 1). Values past
+            448 * descale_k become the largest.
 
     Returns:
         (num_blocks, page_block_size, 1, bytes_per_token), float8_e4m3fn as FlashMLA has it. Its
         page stride is ``page_stride(page_block_size)`` bytes.
     """
-    fmt = get(layout)
+    fmt = get(layout, k.shape[-1])
     if k.dim() != 4 or k.shape[2] != 1 or k.shape[3] != fmt.d_qk:
         expected = f"(num_blocks, page_block_size, 1, {fmt.d_qk}) for layout {layout!r}"
         raise InvalidRequestError("k", tuple(k.shape), expected)
     pages, tokens = k.shape[:2]
     pool = k.new_zeros((pages, fmt.page_stride(tokens)), dtype=torch.uint8)
     raw = pool[:, : tokens * fmt.bytes_per_token].unflatten(1, (tokens, 1, fmt.bytes_per_token))
-    for view, part in zip(fmt.views(raw), fmt.encode(k.resolve_neg()), strict=True):
+    for view, part in zip(
+        fmt.views(raw), fmt.encode(k.resolve_neg(), _descale(fmt, descale_k, k)), strict=True
+    ):
         view.copy_(part)
     return raw.view(torch.float8_e4m3fn)
 
 
-def dequantize(cache: Tensor, layout: str, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def dequantize(
+    cache: Tensor,
+    layout: str,
+    dtype: torch.dtype = torch.bfloat16,
+    descale_k: Tensor | float | None = None,
+) -> Tensor:
     """The K cache (num_blocks, page_block_size, 1, d_qk) that ``cache`` stands for.
 
-    Values are e4m3 * scale, rounded to bfloat16 once (exact for power-of-two scales), then
-    converted to ``dtype``.
+    Values are the quantised ones times their scale, rounded to bfloat16 once (exact for
+    power-of-two scales), then converted to ``dtype``.
     """
-    fmt = get(layout)
-    return fmt.decode(fmt.views(cache)).to(dtype)
+    fmt = get(layout, cache.shape[-1])
+    return fmt.decode(fmt.views(cache), _descale(fmt, descale_k, cache)).to(dtype)
 
 
 @torch.no_grad()
-def append(cache: Tensor, rows: Tensor, slots: Tensor, *, layout: str = "dense") -> None:
+def append(
+    cache: Tensor,
+    rows: Tensor,
+    slots: Tensor,
+    *,
+    layout: str = "dense",
+    descale_k: Tensor | float | None = None,
+) -> None:
     """Write new tokens into ``cache`` in place, quantising where its layout asks for it.
 
     Does not synchronise with the host, and may be captured in a CUDA graph.
@@ -218,11 +186,12 @@ def append(cache: Tensor, rows: Tensor, slots: Tensor, *, layout: str = "dense")
             negative slot, or one past the cache, are skipped (the padding of a captured batch);
             the other slots differ.
         layout: id of the layout of ``cache``.
+        descale_k: as for :func:`quantize`; a tensor on the device, so that nothing is copied there.
 
     Raises:
         InvalidRequestError: naming the argument, before anything is written.
     """
-    fmt = None if layout == "dense" else get(layout)
+    fmt = None if layout == "dense" else get(layout, cache.shape[-1] if cache.dim() else None)
     if fmt is None and (cache.dim() != 4 or cache.shape[2] != 1 or cache.element_size() == 1):
         actual = f"{tuple(cache.shape)} {cache.dtype}"
         expected = "(num_blocks, page_block_size, 1, d_qk), or layout= for a 1-byte cache"
@@ -237,11 +206,17 @@ def append(cache: Tensor, rows: Tensor, slots: Tensor, *, layout: str = "dense")
     for name, value in (("rows", rows), ("slots", slots)):
         if value.device != cache.device:
             raise InvalidRequestError(name, value.device, f"{cache.device}, the device of cache")
+    if fmt is None and descale_k is not None:
+        raise InvalidRequestError("descale_k", "given", "None for layout='dense'")
     if cache.numel() == 0 or slots.numel() == 0:
         return
     rows = rows.resolve_neg().reshape(slots.numel(), 1, d_qk)
     views = (cache,) if fmt is None else fmt.views(cache)
-    parts = (rows.to(cache.dtype),) if fmt is None else fmt.encode(rows)
+    parts = (
+        (rows.to(cache.dtype),)
+        if fmt is None
+        else fmt.encode(rows, _descale(fmt, descale_k, cache))
+    )
 
     # Shapes may not depend on values: a skipped token repeats what another one writes, and where
     # all are skipped, slot 0 is overwritten with itself.
@@ -254,34 +229,3 @@ def append(cache: Tensor, rows: Tensor, slots: Tensor, *, layout: str = "dense")
     for view, part in zip(views, parts, strict=True):
         kept = view[page, offset]
         view[page, offset] = torch.where(written.any(), part[source], kept)
-
-
-def _check_cache(cache: Tensor, layout: Layout) -> None:
-    token = layout.bytes_per_token
-    if cache.dim() != 4 or cache.shape[2:] != (1, token) or cache.element_size() != 1:
-        actual = f"{tuple(cache.shape)} {cache.dtype}"
-        expected = (
-            f"(num_blocks, page_block_size, 1, {token}) of a 1-byte dtype for {layout.name!r}"
-        )
-        raise InvalidRequestError("FP8 cache", actual, expected)
-    tight = cache.stride(3) == 1 and (
-        not layout.paged_scales or cache.shape[1] <= 1 or cache.stride(1) == token
-    )
-    if not tight:
-        expected = f"the bytes of a {'page' if layout.paged_scales else 'token'} side by side"
-        raise InvalidRequestError("FP8 cache strides", cache.stride(), expected)
-
-
-def _scale_exponent(amax: Tensor) -> Tensor:
-    """The biased exponent (int32, 1..254) of the scale of groups whose largest |x| is ``amax``.
-
-    Read off the bits of the float32, since log2 may round to the wrong side of a power of two.
-    """
-    bits = (amax / E4M3_MAX).clamp(min=MIN_SCALE).view(torch.int32)
-    return ((bits >> 23) + ((bits & 0x7FFFFF) != 0)).clamp(1, 254)
-
-
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """float32 ``2 ** (exponent - 127)`` of a ue8m0 exponent as int32 (0 is 2**-127, 255 is NaN)."""
-    bits = torch.where(exponent == 0, 0x400000, exponent << 23)
-    return torch.where(exponent == 255, 0x7FC00000, bits).to(torch.int32).view(torch.float32)

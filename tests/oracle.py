@@ -41,6 +41,9 @@ E4M3 = np.array([_e4m3(byte) for byte in range(256)])
 UE8M0 = np.array([math.nan if byte == 255 else 2.0 ** (byte - 127) for byte in range(256)])
 
 
+E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0] * 2) * np.repeat([1.0, -1.0], 8)
+
+
 def _bf16(values: np.ndarray) -> np.ndarray:
     return torch.from_numpy(values).to(torch.bfloat16).double().numpy()
 
@@ -63,14 +66,42 @@ def _token_model1(page: np.ndarray, offset: int) -> np.ndarray:
     return np.concatenate([_bf16(E4M3[token[:448]] * UE8M0[scales].repeat(64)), _rope(token[448:])])
 
 
-TOKENS = {"v32": _token_v32, "model1": _token_model1}
+def _token_v32_no_rope(page: np.ndarray, offset: int) -> np.ndarray:
+    token = page[offset]
+    scales = token[512:528].copy().view("<f4").astype(np.float64).repeat(128)
+    return _bf16(E4M3[token[:512]] * scales)
+
+
+def _token_v41(page: np.ndarray, offset: int) -> np.ndarray:
+    token = page[offset]
+    return _bf16(E4M3[token[:512]] * UE8M0[token[512:528]].repeat(32))
+
+
+def _token_v41_fp4(page: np.ndarray, offset: int) -> np.ndarray:
+    token = page[offset]
+    codes = np.stack([token[:256] & 15, token[:256] >> 4], axis=1).reshape(512)
+    return _bf16(E2M1[codes] * E4M3[token[256:288]].repeat(16))
+
+
+def _token_fp8(page: np.ndarray, offset: int) -> np.ndarray:
+    return E4M3[page[offset]]
+
+
+TOKENS = {
+    "v32": _token_v32,
+    "model1": _token_model1,
+    "v32_no_rope": _token_v32_no_rope,
+    "v41": _token_v41,
+    "v41_fp4": _token_v41_fp4,
+    "fp8": _token_fp8,
+}
 
 
 class Cache:
-    """K of one (page, offset, KV head) at a time, in float64."""
+    """K of one (page, offset, KV head) at a time, in float64. ``descale``: of the layout fp8."""
 
-    def __init__(self, cache: Tensor, kv_format: str) -> None:
-        self.format = kv_format
+    def __init__(self, cache: Tensor, kv_format: str, descale: float = 1.0) -> None:
+        self.format, self.descale = kv_format, descale
         self.tokens, self.page_size = cache.shape[0] * cache.shape[1], cache.shape[1]
         raw = cache if kv_format == "dense" else cache.view(torch.uint8)
         self.cache = raw.cpu()
@@ -79,7 +110,8 @@ class Cache:
         if self.format == "dense":
             return self.cache[page, offset, head].double()
         page_bytes = self.cache[page, :, 0].contiguous().numpy()
-        return torch.from_numpy(TOKENS[self.format](page_bytes, offset))
+        token = TOKENS[self.format](page_bytes, offset)
+        return torch.from_numpy(_bf16(token * self.descale) if self.format == "fp8" else token)
 
     def keys(self, slots: Iterable[int], head: int) -> Tensor:
         """(number of slots, d_qk)."""
