@@ -77,7 +77,9 @@ def flash_mla_with_kvcache(
         backend: name of the backend to use; never falls back to another.
         batch_invariant: only backends whose rows do not depend on the rest of the batch.
         check_values: debug: read lengths and page ids back and check them. Synchronises.
-        kv_format: id of the FP8 layout ("v32", "model1"); None: FlashMLA's default for d_qk.
+        kv_format: id of the layout of a quantised cache (``flashmla_hub.kv_format.IDS``: "v32",
+            "model1", "v32_no_rope", "v41", "fp8"; "v41+v41_fp4" with an extra cache of e2m1);
+            None: FlashMLA's default for d_qk.
         enable_batch_invariant, use_legacy, descale_q, descale_k, indexer_topk: accepted for code
             written against later FlashMLA generations; what has no meaning here is refused.
 

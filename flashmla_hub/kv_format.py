@@ -78,6 +78,16 @@ LAYOUTS = {
     )
 }
 
+# Two caches of one call in layouts of their own, the first and the second, by the id of both.
+PAIRS = {
+    f"{layout.beside}+{layout.name}": (layout.beside, layout.name)
+    for layout in LAYOUTS.values()
+    if layout.beside
+}
+
+# What a call may name: kv_format=.
+IDS = (*(name for name, layout in LAYOUTS.items() if not layout.beside), *PAIRS)
+
 # What FlashMLA's published code assumes for FP8 caches without a name, by d_qk.
 DEFAULTS = {576: "v32", 512: "model1"}
 
@@ -91,6 +101,18 @@ def get(name: str, d_qk: int | None = None) -> Layout:
         raise InvalidRequestError("kv_format", repr(name), " | ".join(LAYOUTS))
     layout = LAYOUTS[name]
     return layout if d_qk is None else layout.of_width(d_qk)
+
+
+def caches(name: str) -> tuple[str, str]:
+    """The layouts of the first and the second cache of a call with ``kv_format=name``.
+
+    Raises InvalidRequestError for an id that no call may name.
+    """
+    if name in PAIRS:
+        return PAIRS[name]
+    if name not in IDS:
+        raise InvalidRequestError("kv_format", repr(name), " | ".join(IDS))
+    return name, name
 
 
 def default_for(d_qk: int) -> str:

@@ -29,7 +29,8 @@ class KernelKey:
         d_qk, d_v: head dims of q/K and of V.
         page_block_size: tokens per page; 1 for sparse_prefill (kv is one flat array).
         dtype: of q and out: ``bfloat16``, ``float16`` or ``float32``.
-        kv_format: ``dense`` (K in the dtype of q) or a layout id of ``kv_format`` (contract C3).
+        kv_format: ``dense`` (K in the dtype of q) or a layout id of ``kv_format`` (contract C3);
+            of two caches in layouts of their own, the id of both.
         causal: bottom-right aligned mask; False whenever it changes nothing (s_q == 1).
         topk: width of indices, 0 for a dense call.
         topk_length, attn_sink: whether that optional tensor is given.

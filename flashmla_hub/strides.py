@@ -40,7 +40,9 @@ def cache_strides(cache: Tensor | None, name: str) -> str:
     s_block, s_token, s_head, _ = cache.stride()
     if not (h_kv == 1 or s_head == width) or not (page == 1 or s_token == h_kv * width):
         return TOKEN_STRIDED
-    packed = page * h_kv * width if name == "dense" else kv_format.get(name).page_stride(page)
+    packed = page * h_kv * width
+    if name != "dense":
+        packed = kv_format.get(name, width).page_stride(page)
     return PACKED if blocks <= 1 or s_block == packed else PAGE_STRIDED
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from flashmla_hub import checks, kv_format, strides
 from flashmla_hub.call import OUTPUTS, DecodeArguments, PrefillArguments, tensors_of
 from flashmla_hub.errors import InvalidRequestError, NotSupportedError
+from flashmla_hub.layouts.named import layout_of_call, layouts_of
 from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
 HEAD_DIMS = ((576, 512), (512, 512), (320, 256))
@@ -52,13 +53,13 @@ class Facts:
 def decode(args: DecodeArguments) -> Checked:
     """Check a decode call on tensors in memory, dense or sparse (``indices`` given)."""
     facts = check_decode(args)
-    name = facts.fields["kv_format"]
+    first, second = layouts_of(facts.fields["kv_format"])
     key = KernelKey(
         **facts.fields,
-        kv_strides=strides.cache_strides(args.k_cache, name),
-        extra_kv_strides=strides.cache_strides(args.extra_k_cache, name),
-        kv_alignment=strides.cache_alignment(args.k_cache, name),
-        extra_kv_alignment=strides.cache_alignment(args.extra_k_cache, name),
+        kv_strides=strides.cache_strides(args.k_cache, first),
+        extra_kv_strides=strides.cache_strides(args.extra_k_cache, second),
+        kv_alignment=strides.cache_alignment(args.k_cache, first),
+        extra_kv_alignment=strides.cache_alignment(args.extra_k_cache, second),
         **_rows(args.q, args.out),
     )
     return Checked(key, facts.batch, facts.capacity, facts.scale, facts.notes)
@@ -86,14 +87,14 @@ def check_decode(args: DecodeArguments) -> Facts:
     _positive("q.shape", q, "s_q", s_q)
     _positive("q.shape", q, "h_q", h_q)
     d_v = _head_dims(d_qk, args.head_dim_v)
-    name, notes = _kv_format(args, d_qk, d_v)
-    h_kv, page = _cache("k_cache", k_cache, q, name, d_qk, batch)
+    name, notes = layout_of_call(args, d_qk, d_v)
+    h_kv, page = _cache("k_cache", k_cache, q, layouts_of(name)[0], d_qk, batch)
     _groups(h_q, h_kv)
     causal = checks.flag("causal", args.causal)
     invariant = checks.flag("batch_invariant", args.batch_invariant)
     checks.flag("check_values", args.check_values)
     alias = checks.optional_flag("enable_batch_invariant", args.enable_batch_invariant)
-    _later_generations(args)
+    _later_generations(args, name)
     checks.text("backend", args.backend, "the name of a backend")
     sparse: dict[str, Any] = {}
     if indices is None:
@@ -108,6 +109,8 @@ def check_decode(args: DecodeArguments) -> Facts:
         _int32("indices", indices, q, (batch, s_q, "topk"))
         sparse = _sparse(args, batch, h_q) | _extra(args, name, batch, h_kv)
         capacity = sparse["topk"] + sparse["extra_topk"]
+    if args.extra_k_cache is None:  # the layout of a second cache says nothing then
+        name = layouts_of(name)[0]
     _output("out", args.out, (batch, s_q, h_q, d_v), q.dtype, q)
     _output("lse_out", args.lse_out, (batch, h_q, s_q), torch.float32, q)
     fields = {
@@ -213,15 +216,22 @@ def _head_dims(d_qk: Any, d_v: Any, label: str = "head_dim_v") -> int:
     raise InvalidRequestError(f"q.shape[-1]/{label}", f"{d_qk}/{given}", dims)
 
 
-def _later_generations(args: DecodeArguments) -> None:
+def _later_generations(args: DecodeArguments, layout: str) -> None:
     """``use_legacy`` chooses between kernels of one package and means nothing here; the others
-    change the result and are refused by name until a layout takes them (contract C2.1b)."""
+    change the result: ``descale_k`` belongs to the layout fp8 and is refused by name elsewhere, the
+    others are until something takes them (contract C2.1b)."""
     checks.optional_flag("use_legacy", args.use_legacy)
     for name in ("descale_q", "descale_k"):
         value = getattr(args, name)
         if value is not None:
             checks.tensor(name, value, (1,), (torch.float32,), args.q.device)
-            raise NotSupportedError("flashmla_hub", name, "a tensor", "None")
+            if name == "descale_q":
+                raise NotSupportedError(
+                    "flashmla_hub", name, "a tensor", "None: q is not quantised"
+                )
+            if layout != "fp8":
+                accepted = f"None: {layout} holds its scales itself; a tensor with kv_format='fp8'"
+                raise NotSupportedError("flashmla_hub", name, "a tensor", accepted)
     topk = args.indexer_topk
     if isinstance(topk, bool) or not isinstance(topk, int):
         raise InvalidRequestError("indexer_topk", checks.describe(topk), "0")
@@ -229,40 +239,9 @@ def _later_generations(args: DecodeArguments) -> None:
         raise NotSupportedError("flashmla_hub", "indexer_topk", checks.describe(topk), "0")
 
 
-def _kv_format(args: DecodeArguments, d_qk: Any, d_v: int) -> tuple[str, tuple[str, ...]]:
-    """(id of the layout, remarks)"""
-    k_cache = args.k_cache
-    is_fp8 = checks.optional_flag("is_fp8_kvcache", args.is_fp8_kvcache)
-    checks.tensor("k_cache", k_cache, ("num_blocks", "page_block_size", "h_kv", "d"))
-    layout = checks.text("kv_format", args.kv_format, "the id of a layout")
-    one_byte = k_cache.element_size() == 1
-    if is_fp8 is None:
-        is_fp8 = one_byte
-    if is_fp8 != one_byte:
-        want = "a 1-byte dtype" if is_fp8 else "the dtype of q"
-        raise InvalidRequestError(
-            "k_cache.dtype", k_cache.dtype, f"{want} with is_fp8_kvcache={is_fp8}"
-        )
-    if not is_fp8:
-        if layout not in (None, "dense"):
-            raise InvalidRequestError(
-                "kv_format", checks.describe(layout), "None or 'dense' for this k_cache.dtype"
-            )
-        return "dense", ()
-    found = kv_format.get(kv_format.default_for(d_qk) if layout is None else layout.lower())
-    if (d_qk, d_v) != (found.d_qk, found.d_v):
-        raise InvalidRequestError(
-            f"q.shape[-1]/head_dim_v with kv_format={found.name}",
-            f"{d_qk}/{d_v}",
-            f"{found.d_qk}/{found.d_v}",
-        )
-    note = f"kv_format {found.name} by default for d_qk {d_qk}; name it to be sure"
-    return found.name, (note,) if layout is None else ()
-
-
 def _cache(label: str, cache: Any, q: Tensor, name: str, d_qk: Any, batch: Any) -> tuple[Any, Any]:
     fp8 = name != "dense"
-    width = kv_format.get(name).bytes_per_token if fp8 else d_qk
+    width = kv_format.get(name, d_qk).bytes_per_token if fp8 else d_qk
     dtypes = checks.ONE_BYTE if fp8 else (q.dtype,)
     shape = ("num_blocks", "page_block_size", 1 if fp8 else "h_kv", width)
     checks.tensor(label, cache, shape, dtypes, q.device)
@@ -321,7 +300,7 @@ def _extra(args: DecodeArguments, name: str, batch: Any, h_kv: Any) -> dict[str,
         label = "extra_k_cache" if cache is None else "extra_indices_in_kvcache"
         raise InvalidRequestError(label, "None", "given together with its counterpart, or neither")
     q = args.q
-    heads, page = _cache("extra_k_cache", cache, q, name, q.shape[-1], batch)
+    heads, page = _cache("extra_k_cache", cache, q, layouts_of(name)[1], q.shape[-1], batch)
     if heads != h_kv:
         raise InvalidRequestError("extra_k_cache.shape[2]", heads, f"{h_kv}, the h_kv of k_cache")
     _int32("extra_indices_in_kvcache", indices, q, (batch, q.shape[1], "extra_topk"))

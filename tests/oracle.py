@@ -156,8 +156,9 @@ def dense_decode(
     softmax_scale: float,
     causal: bool = False,
     kv_format: str = "dense",
+    descale: float = 1.0,
 ) -> Expected:
-    cache, group = Cache(k_cache, kv_format), q.shape[2] // k_cache.shape[2]
+    cache, group = Cache(k_cache, kv_format, descale), q.shape[2] // k_cache.shape[2]
     size, s_q = cache.page_size, q.shape[1]
     capacity = block_table.shape[1] * size
     lens = [min(max(n, 0), capacity) for n in cache_seqlens.tolist()]
@@ -192,11 +193,14 @@ def sparse_decode(
     extra_indices: Tensor | None = None,
     extra_topk_length: Tensor | None = None,
     kv_format: str = "dense",
+    extra_kv_format: str = "",
+    descale: float = 1.0,
 ) -> Expected:
     group = q.shape[2] // k_cache.shape[2]
-    lists = [(Cache(k_cache, kv_format), indices, topk_length)]
+    lists = [(Cache(k_cache, kv_format, descale), indices, topk_length)]
     if extra_k_cache is not None and extra_indices is not None:
-        lists.append((Cache(extra_k_cache, kv_format), extra_indices, extra_topk_length))
+        second = Cache(extra_k_cache, extra_kv_format or kv_format, descale)
+        lists.append((second, extra_indices, extra_topk_length))
 
     @functools.cache
     def keys_of(b: int, t: int, head: int) -> Tensor:

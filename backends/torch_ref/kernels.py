@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends.torch_ref.attention import attend, compute_dtype
-from flashmla_hub.backends.torch_ref.sources import PagedSource, Pool, SlotSource
+from flashmla_hub.backends.torch_ref.sources import PagedSource, Pool, SlotSource, layouts_of
 from flashmla_hub.call import DenseDecode, SparseDecode, SparsePrefill
 from flashmla_hub.request import DENSE_DECODE, SPARSE_DECODE, SPARSE_PREFILL, KernelKey
 
@@ -24,7 +24,7 @@ class DenseKernel(BoundKernel):
         key, q = self.key, call.q
         with _as_written(q.device):
             compute = compute_dtype(q.dtype, q.device)
-            pool = Pool(call.k_cache, key.kv_format, compute)
+            pool = Pool(call.k_cache, key.kv_format, compute, call.descale_k)
             table, lens = call.block_table, call.cache_seqlens
             source = PagedSource(pool, table, lens, key.s_q, key.causal)
             out, lse, _ = attend(q, key.h_kv, key.d_v, [source], call.softmax_scale, compute)
@@ -39,13 +39,16 @@ class SparseKernel(BoundKernel):
         key, q, batch = self.key, call.q, call.q.shape[0]
         with _as_written(q.device):
             compute = compute_dtype(q.dtype, q.device)
-            caches = [(call.k_cache, call.indices, call.topk_length)]
+            first, second = layouts_of(key.kv_format)
+            caches = [(call.k_cache, first, call.indices, call.topk_length)]
             if call.extra_k_cache is not None and call.extra_indices is not None:
-                caches.append((call.extra_k_cache, call.extra_indices, call.extra_topk_length))
+                caches.append(
+                    (call.extra_k_cache, second, call.extra_indices, call.extra_topk_length)
+                )
             sources = []
-            for cache, slots, length in caches:  # each query is a row with its own list
+            for cache, layout, slots, length in caches:  # each query is a row with its own list
                 per_query = None if length is None else length.repeat_interleave(key.s_q)
-                pool = Pool(cache, key.kv_format, compute)
+                pool = Pool(cache, layout, compute, call.descale_k)
                 sources.append(SlotSource(pool, slots.flatten(0, 1).unsqueeze(1), per_query))
             queries = q.flatten(0, 1).unsqueeze(1)
             out, lse, _ = attend(

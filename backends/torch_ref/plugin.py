@@ -34,13 +34,14 @@ def _declare(device: DeviceInfo, op: str, kv_formats: tuple[str, ...] = ("dense"
     FP8 layouts bring their own head dims and one KV head; a layout that keeps its scales page by
     page cannot have a free stride between tokens.
     """
-    layouts = [kv_format.LAYOUTS[name] for name in kv_formats if name != "dense"]
+    names = [name for name in kv_formats if name != "dense"]
+    layouts = [kv_format.get(kv_format.caches(name)[0]) for name in names]
     sparse, decode = op != DENSE_DECODE, op == SPARSE_DECODE
     strides = (PACKED, PAGE_STRIDED, TOKEN_STRIDED)
     return Capabilities(
         op=op,
         dtypes=DTYPES,
-        head_dims=tuple((layout.d_qk, layout.d_v) for layout in layouts) or HEAD_DIMS,
+        head_dims=tuple(dims for layout in layouts for dims in layout.head_dims) or HEAD_DIMS,
         s_q=ANY,
         h_q=ANY,
         h_kv=one_of(1) if layouts else ANY,
@@ -75,10 +76,11 @@ class TorchBackend(Backend):
     )
 
     def capabilities(self, device: DeviceInfo) -> tuple[Capabilities, ...]:
-        formats = (("dense",), *((name,) for name in kv_format.LAYOUTS))
+        alone = [(name,) for name in ("dense", *kv_format.IDS) if name not in kv_format.PAIRS]
+        pairs = [(name,) for name in kv_format.PAIRS]  # two caches: sparse calls alone have them
         return (
-            *(_declare(device, DENSE_DECODE, names) for names in formats),
-            *(_declare(device, SPARSE_DECODE, names) for names in formats),
+            *(_declare(device, DENSE_DECODE, names) for names in alone),
+            *(_declare(device, SPARSE_DECODE, names) for names in (*alone, *pairs)),
             _declare(device, SPARSE_PREFILL),
         )
 

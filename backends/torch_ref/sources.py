@@ -31,12 +31,20 @@ class Chunk(NamedTuple):
     visible: Tensor
 
 
+def layouts_of(kv_format_id: str) -> tuple[str, str]:
+    """The layouts of the first and the second cache."""
+    return ("dense", "dense") if kv_format_id == "dense" else kv_format.caches(kv_format_id)
+
+
 class Pool:
     """The tokens of a paged cache (num_blocks, page_block_size, h_kv, width), whatever its layout,
     converted to ``compute`` as they are read."""
 
-    def __init__(self, cache: Tensor, layout: str, compute: torch.dtype) -> None:
-        self.layout = None if layout == "dense" else kv_format.get(layout)
+    def __init__(
+        self, cache: Tensor, layout: str, compute: torch.dtype, descale: Tensor | None = None
+    ) -> None:
+        self.layout = None if layout == "dense" else kv_format.get(layout, cache.shape[-1])
+        self.descale = descale
         self.views = (cache,) if self.layout is None else self.layout.views(cache)
         self.page_block_size = cache.shape[1]
         self.tokens = cache.shape[0] * cache.shape[1]
@@ -46,7 +54,7 @@ class Pool:
     def read(self, page: Tensor, offset: Tensor) -> Tensor:
         """K (rows, h_kv, tokens, d_qk) of pages and offsets (rows, 1 or h_kv, tokens)."""
         parts = tuple(view[page, offset, self.heads] for view in self.views)
-        k = parts[0] if self.layout is None else self.layout.decode(parts)
+        k = parts[0] if self.layout is None else self.layout.decode(parts, self.descale)
         return k.to(self.compute)
 
 

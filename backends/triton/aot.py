@@ -171,6 +171,19 @@ def variants() -> dict[str, KernelKey]:
         "sparse v32 16 loose": sparse.with_(h_q=16, kv_format="v32", kv_alignment=1),
         "sparse v32 128": sparse.with_(kv_format="v32"),
         "sparse model1 128": sparse.with_(kv_format="model1", d_qk=512),
+        "sparse model1 16": sparse.with_(kv_format="model1", d_qk=512, h_q=16),
+        "sparse v32_no_rope 16": sparse.with_(kv_format="v32_no_rope", d_qk=512, h_q=16),
+        "sparse v41 16": sparse.with_(kv_format="v41", d_qk=512, h_q=16),
+        "sparse v41 128": sparse.with_(kv_format="v41", d_qk=512),
+        "sparse v41+v41_fp4 16": sparse.with_(
+            kv_format="v41+v41_fp4", d_qk=512, h_q=16, extra_topk=1024, extra_page_block_size=64
+        ),
+        "sparse v41+v41_fp4 128": sparse.with_(
+            kv_format="v41+v41_fp4", d_qk=512, extra_topk=1024, extra_page_block_size=64
+        ),
+        "sparse fp8 16": sparse.with_(kv_format="fp8", h_q=16),
+        "dense fp8 16": key.with_(kv_format="fp8", h_q=16),
+        "dense fp8 128": key.with_(kv_format="fp8"),
         "dense v32 128": key.with_(kv_format="v32"),
         "prefill 128": sparse.with_(op=SPARSE_PREFILL, page_block_size=1),
     }

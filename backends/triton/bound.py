@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 
-from flashmla_hub.backends.triton.config import Config
+from flashmla_hub.backends.triton.config import Config, takes_tiles
 from flashmla_hub.backends.triton.dense_bound import DenseKernel
 from flashmla_hub.backends.triton.sparse_ops import (
     PagedFp8Kernel,
@@ -27,7 +27,7 @@ _KERNELS: dict[str, type[Kernel]] = {
 
 def kernel_for(key: KernelKey, device: DeviceInfo, config: Config) -> Kernel:
     """The kernel of ``key``; nothing is compiled yet."""
-    if key.op == DENSE_DECODE and key.kv_format != "dense":
+    if key.op == DENSE_DECODE and not takes_tiles(key):
         return PagedFp8Kernel(key, device, config)
     return _KERNELS[key.op](key, device, config)
 

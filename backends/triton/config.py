@@ -66,13 +66,16 @@ class Target:
     """A class of devices that share tile shapes.
 
     ``dense``, ``sparse`` and ``fp8`` (sparse over an FP8 cache) map "at most so many query rows"
-    to a Config; more rows than the largest entry are cut into tiles of that entry.
+    to a Config; more rows than the largest entry are cut into tiles of that entry. ``fine_rows``:
+    the most rows of a tile over an FP8 cache with a scale for 32 values or fewer, which take
+    registers.
     """
 
     shared_memory: int
     dense: tuple[tuple[int, Config], ...]
     sparse: tuple[tuple[int, Config], ...]
     fp8: tuple[tuple[int, Config], ...]
+    fine_rows: int = 16
 
 
 _CDNA = (("matrix_instr_nonkdim", 16), ("waves_per_eu", 1))
@@ -107,23 +110,26 @@ _SM90 = Target(
         (32, Config(32, 32, 8, 1)),
         (64, Config(64, 64, 8, 1, break_chain=True, spread=True, prefetch=True)),
     ),
+    fine_rows=64,
 )
 _SM100 = replace(
     _SM90,
     dense=((16, Config(16, 64, 8, 3)), (32, Config(32, 32, 8, 4))),
     sparse=((16, Config(16, 64, 8, 3)), (32, Config(32, 32, 8, 4))),
     fp8=((16, Config(16, 32, 8, 1)), (32, Config(32, 16, 8, 1))),
+    fine_rows=16,
 )
 _CDNA3_TILES = (
     (16, Config(16, 32, 4, 1, options=_CDNA3)),
     (32, Config(32, 32, 4, 1, options=_CDNA3)),
 )
-_GFX942 = Target(65_536, dense=_CDNA3_TILES, sparse=_CDNA3_TILES, fp8=_CDNA3_TILES)
+_GFX942 = Target(65_536, _CDNA3_TILES, _CDNA3_TILES, _CDNA3_TILES, fine_rows=32)
 _GFX950 = Target(
     163_840,
     dense=((16, Config(16, 32, 4, 2, options=_CDNA)), (32, Config(32, 32, 4, 2, options=_CDNA))),
     sparse=((16, Config(16, 32, 4, 2, options=_CDNA)), (32, Config(32, 32, 4, 1, options=_CDNA))),
     fp8=((16, Config(16, 32, 4, 1, options=_CDNA)), (32, Config(32, 32, 4, 1, options=_CDNA))),
+    fine_rows=32,
 )
 _SMALL_TILES = ((16, Config(16, 16, 4, 1)),)
 _SMALL = Target(65_536, dense=_SMALL_TILES, sparse=_SMALL_TILES, fp8=_SMALL_TILES)
@@ -167,9 +173,16 @@ def target_of(device: DeviceInfo) -> Target:
     return _SMALL
 
 
+def takes_tiles(key: KernelKey) -> bool:
+    """Whether dense decode reads whole tiles of pages, for the query tokens of a request together:
+    where K needs no scales of its own, at addresses that a tile is copied from."""
+    plain = key.kv_format == "dense" or (key.kv_format == "fp8" and key.kv_alignment >= 16)
+    return key.op == DENSE_DECODE and plain
+
+
 def rows_of(key: KernelKey) -> int:
     """Query rows that share one KV head, packed into tiles."""
-    tokens = key.s_q if key.op == DENSE_DECODE and key.kv_format == "dense" else 1
+    tokens = key.s_q if takes_tiles(key) else 1
     return tokens * key.h_q // key.h_kv
 
 
@@ -177,7 +190,10 @@ def config_for(key: KernelKey, device: DeviceInfo) -> Config:
     """The Config for ``key`` on ``device``. Pure; no environment, no clock, no card is asked."""
     target = target_of(device)
     if key.kv_format != "dense":
-        table = target.fp8
+        # A tile in flight takes registers: dense calls go without the one of 64 rows.
+        table = target.fp8[:2] if takes_tiles(key) else target.fp8
+        if key.kv_format.startswith("v41"):
+            table = tuple(entry for entry in table if entry[0] <= target.fine_rows)
     else:
         table = target.dense if key.op == DENSE_DECODE else target.sparse
     hopper = (device.vendor, device.arch) in GLUON_TARGETS

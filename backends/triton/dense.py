@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from flashmla_hub.backends.triton import softmax
+from flashmla_hub.backends.triton.kv import e4m3_to_float, tensor_factor
 from flashmla_hub.backends.triton.schedule import (
     chunk_blocks,
     clamp_length,
@@ -71,6 +72,15 @@ def _block(
     else:
         kc = tl.load(pc)
         kr = tl.load(pr) if DR > 0 else kc
+    return _attend(qc, qr, m, total, acc, kc, kr, n, length, limit, scale, DR, MASK, BREAK, SPREAD)
+
+
+@triton.jit
+def _attend(
+    qc, qr, m, total, acc, kc, kr, n, length, limit, scale,
+    DR: tl.constexpr, MASK: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr,
+):  # fmt: skip
+    """Attend to the tile of the tokens ``n``."""
     x, scale = scores(qc, qr, kc, kr, scale, DR > 0, BREAK)
     if MASK:
         x = tl.where(n[None, :] < limit[:, None], x, -float("inf"))
@@ -91,10 +101,55 @@ def _block(
     return m, total, acc
 
 
+@triton.jit
+def _bytes_of(
+    page, i, stop, kv, kv_page, row, cols_c, cols_r, tokens,
+    N: tl.constexpr, PAGE: tl.constexpr, DR: tl.constexpr,
+):  # fmt: skip
+    """The e4m3 tile of block ``i``, zeros from token ``stop`` on."""
+    n = i * N + tokens
+    first = kv + tl.cast(page, tl.int64) * kv_page + tl.cast(n % PAGE, tl.int64) * row
+    ok = (n < stop)[:, None]
+    kc = tl.load(first[:, None] + cols_c[None, :], mask=ok, other=0)
+    kr = tl.load(first[:, None] + cols_r[None, :], mask=ok, other=0) if DR > 0 else kc
+    return kc, kr
+
+
+@triton.jit
+def _fp8_blocks(
+    qc, qr, m, total, acc, row_table, first, end, last_page, length, limit, scale, factor,
+    kv, kv_page, row, cols_c, cols_r, tokens,
+    N: tl.constexpr, PAGE: tl.constexpr, DR: tl.constexpr, BREAK: tl.constexpr,
+    SPREAD: tl.constexpr, HARDWARE: tl.constexpr,
+):  # fmt: skip
+    """Attend to blocks [first, end) of an e4m3 cache. Triton does not pipeline tiles that are
+    converted: they are fetched a block ahead, into registers."""
+    stop = tl.minimum(length, end * N)
+    page = _page_of(row_table, first, last_page, tokens, N, PAGE)
+    bytes_c, bytes_r = _bytes_of(
+        page, first, stop, kv, kv_page, row, cols_c, cols_r, tokens, N, PAGE, DR
+    )
+    page = _page_of(row_table, first + 1, last_page, tokens, N, PAGE)
+    for i in tl.range(first, end, num_stages=1):
+        kc = (e4m3_to_float(bytes_c, HARDWARE) * factor).to(qc.dtype)
+        kr = kc
+        if DR > 0:
+            kr = (e4m3_to_float(bytes_r, HARDWARE) * factor).to(qc.dtype)
+        bytes_c, bytes_r = _bytes_of(
+            page, i + 1, stop, kv, kv_page, row, cols_c, cols_r, tokens, N, PAGE, DR
+        )
+        page = _page_of(row_table, i + 2, last_page, tokens, N, PAGE)
+        m, total, acc = _attend(
+            qc, qr, m, total, acc, kc, kr, i * N + tokens, length, limit, scale,
+            DR, True, BREAK, SPREAD,
+        )  # fmt: skip
+    return m, total, acc
+
+
 _RUNTIME = [
     "table", "lens", "lse", "scale", "q_b", "q_t", "q_h", "kv_page", "kv_row", "kv_head", "table_b",
     "out_b", "out_t", "out_h", "lse_b", "lse_h", "lse_t", "batch", "s_q", "group", "tiles",
-    "tiles_per_head", "parts", "capacity", "part_rows", "slot_stride",
+    "tiles_per_head", "parts", "capacity", "part_rows", "slot_stride", "descale", "scaled",
 ]  # fmt: skip
 
 
@@ -103,12 +158,12 @@ def dense_kernel(
     q, kv, table, lens, out, lse, scratch, scale,
     q_b, q_t, q_h, kv_page, kv_row, kv_head, table_b, out_b, out_t, out_h, lse_b, lse_h, lse_t,
     batch, s_q, group, tiles, tiles_per_head, parts, capacity, part_rows,
-    slot_stride,
+    slot_stride, descale, scaled,
     DV: tl.constexpr, DR: tl.constexpr, H: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr,
     BATCH: tl.constexpr, ROW: tl.constexpr, CAUSAL: tl.constexpr, STAGES: tl.constexpr,
     SPLIT_TAIL: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr, SLACK: tl.constexpr,
     STEP: tl.constexpr, INVARIANT: tl.constexpr, CHUNK: tl.constexpr, SPLITS: tl.constexpr,
-    PDL: tl.constexpr,
+    PDL: tl.constexpr, FP8: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
     """Program (part, row tile): the blocks of one part for H packed query rows.
 
@@ -117,6 +172,7 @@ def dense_kernel(
     lse in ``scratch`` (part_rows rows of DV floats, then part_rows floats): in slot 2 * part + 1
     where it starts its request, else 2 * part, as a part has at most two such segments; with
     INVARIANT in slot request * slot_stride + chunk.
+    FP8: the cache is e4m3, with one scale for all of it at ``descale`` where ``scaled`` is 1.
     """
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -138,9 +194,10 @@ def dense_kernel(
     cols = tl.arange(0, DV)
     cols_r = DV + tl.arange(0, DR if DR > 0 else 16)
     tokens = tl.arange(0, N)
-    kv += tl.cast(kv_head_id, tl.int64) * kv_head * 8
-    row = ROW if ROW > 0 else tl.cast(kv_row, tl.int64) * 8
-    page_stride = tl.cast(kv_page, tl.int64) * 8
+    UNIT: tl.constexpr = 16 if FP8 else 8
+    kv += tl.cast(kv_head_id, tl.int64) * kv_head * UNIT
+    row = ROW if ROW > 0 else tl.cast(kv_row, tl.int64) * UNIT
+    page_stride = tl.cast(kv_page, tl.int64) * UNIT
     offset_c = tokens[:, None] * row + cols[None, :]
     offset_r = tokens[:, None] * row + cols_r[None, :]
 
@@ -153,6 +210,9 @@ def dense_kernel(
         qr = qc
         if DR > 0:
             qr = tl.load(q_row[:, None] + cols_r[None, :], mask=row_ok[:, None], other=0.0)
+        factor = 1.0
+        if FP8:
+            factor = tensor_factor(descale, scaled)
         if CAUSAL:
             limit = tl.minimum(length - s_q + token + 1, length)
             shared = tl.maximum(length - s_q + 1, 0) // N
@@ -182,29 +242,36 @@ def dense_kernel(
                 b0 = tl.maximum(lo - before, 0)
                 b1 = tl.minimum(hi - before, n_r)
             stop = tl.minimum(b1, (length + N - 1) // N)  # the one block of an empty request: skip
-            main = tl.maximum(tl.minimum(stop, shared), b0) if SPLIT_TAIL else stop
             m, total = softmax.start(H, N, SPREAD)
             acc = tl.zeros((H, DV), tl.float32)
-            # Page ids are carried one block ahead: a dependent load inside an iteration would
-            # halve the depth of the pipeline.
-            page = _page_of(row_table, b0, last_page, tokens, N, PAGE)
-            for i in tl.range(b0, main, num_stages=STAGES):
-                here = page
-                page = _page_of(row_table, i + 1, last_page, tokens, N, PAGE)
-                m, total, acc = _block(
-                    qc, qr, m, total, acc, here, i, length, limit, scale,
-                    kv, page_stride, row, offset_c, offset_r, cols, cols_r, tokens,
-                    N, PAGE, DR, not SPLIT_TAIL, BREAK, SPREAD,
+            if FP8:
+                m, total, acc = _fp8_blocks(
+                    qc, qr, m, total, acc, row_table, b0, stop, last_page, length, limit, scale,
+                    factor, kv, page_stride, row, cols, cols_r, tokens,
+                    N, PAGE, DR, BREAK, SPREAD, HARDWARE,
                 )  # fmt: skip
-            if SPLIT_TAIL:
-                for i in tl.range(main, stop, num_stages=1):
+            else:
+                main = tl.maximum(tl.minimum(stop, shared), b0) if SPLIT_TAIL else stop
+                # Page ids are carried one block ahead: a dependent load inside an iteration would
+                # halve the depth of the pipeline.
+                page = _page_of(row_table, b0, last_page, tokens, N, PAGE)
+                for i in tl.range(b0, main, num_stages=STAGES):
                     here = page
                     page = _page_of(row_table, i + 1, last_page, tokens, N, PAGE)
                     m, total, acc = _block(
                         qc, qr, m, total, acc, here, i, length, limit, scale,
                         kv, page_stride, row, offset_c, offset_r, cols, cols_r, tokens,
-                        N, PAGE, DR, True, BREAK, SPREAD,
+                        N, PAGE, DR, not SPLIT_TAIL, BREAK, SPREAD,
                     )  # fmt: skip
+                if SPLIT_TAIL:
+                    for i in tl.range(main, stop, num_stages=1):
+                        here = page
+                        page = _page_of(row_table, i + 1, last_page, tokens, N, PAGE)
+                        m, total, acc = _block(
+                            qc, qr, m, total, acc, here, i, length, limit, scale,
+                            kv, page_stride, row, offset_c, offset_r, cols, cols_r, tokens,
+                            N, PAGE, DR, True, BREAK, SPREAD,
+                        )  # fmt: skip
             if PDL and BATCH <= 32:
                 # In a small batch the combine has much to do, and would crowd on the
                 # multiprocessors that finish first if it came before.

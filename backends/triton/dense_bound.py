@@ -50,6 +50,7 @@ class DenseKernel(BoundKernel):
     def __init__(self, key: KernelKey, device: DeviceInfo, config: Config) -> None:
         self.key, self.config = key, config
         self.dtype = getattr(torch, key.dtype)
+        self.fp8 = key.kv_format == "fp8"
         rows = rows_of(key)
         self.tiles_per_head = -(-rows // config.block_h)
         self.tiles = key.h_kv * self.tiles_per_head
@@ -72,6 +73,8 @@ class DenseKernel(BoundKernel):
             "DR": key.d_qk - key.d_v,
             "PAGE": key.page_block_size,
             "ROW": 0 if key.kv_strides == TOKEN_STRIDED else key.h_kv * key.d_qk,
+            "FP8": self.fp8,
+            "HARDWARE": config.hardware_fp8,
             "CAUSAL": key.causal,
             "STAGES": config.num_stages,
             "BREAK": config.break_chain,
@@ -117,7 +120,8 @@ class DenseKernel(BoundKernel):
         if self._gluon:
             yield "gluon", self._gluon.launchers[n], self._gluon.argument_types
         if not self._gluon or not self._gluon.any_pool:
-            yield "dense", self._main[n], (d, d, i, i, d, f, f, 1.0, *[1] * 22)
+            cache = torch.uint8 if self.fp8 else d
+            yield "dense", self._main[n], (d, cache, i, i, d, f, f, 1.0, *[1] * 22, f, 1)
         for (tile, width), launcher in self._combine.items():
             if width == n and self._splits():
                 name = f"combine {tile.rows}x{tile.cols}x{tile.splits}"
@@ -134,6 +138,9 @@ class DenseKernel(BoundKernel):
 
     def run(self, call: DenseDecode) -> tuple[Tensor, Tensor]:
         q, k_cache, block_table, cache_seqlens, softmax_scale, out, lse = call[:7]
+        if self.fp8:  # declared for any q; the cache's alignment is in the key
+            k_cache = k_cache.view(torch.uint8)
+            q = q if vectors(q) else q.contiguous()
         key = self.key
         batch = q.shape[0]
         shape = (batch, key.s_q, key.h_q, key.d_v)
@@ -154,7 +161,7 @@ class DenseKernel(BoundKernel):
                 whole = a == 0 and b == batch
                 self._launch(
                     *(t if whole else t[a:b] for t in (q, block_table, cache_seqlens, target, lse)),
-                    k_cache, softmax_scale * LOG2E, capacity, slot_stride,
+                    k_cache, softmax_scale * LOG2E, capacity, slot_stride, call.descale_k,
                 )  # fmt: skip
         if out is None:
             return target, lse
@@ -188,7 +195,7 @@ class DenseKernel(BoundKernel):
 
     def _launch(
         self, q: Tensor, table: Tensor, lens: Tensor, out: Tensor, lse: Tensor,
-        kv: Tensor, scale: float, capacity: int, slot_stride: int,
+        kv: Tensor, scale: float, capacity: int, slot_stride: int, descale: Tensor | None,
     ) -> None:  # fmt: skip
         key, config = self.key, self.config
         batch = q.shape[0]
@@ -199,6 +206,7 @@ class DenseKernel(BoundKernel):
         q_b, q_t, q_h, _ = q.stride()
         q_strides = (q_b // VECTOR, q_t // VECTOR, q_h // VECTOR)
         kv_page, kv_row, kv_head, _ = kv.stride()
+        unit = 16 // kv.element_size()
         out_b, out_t, out_h, _ = out.stride()
         tail: tuple[Any, ...] = (
             out_b // VECTOR, out_t // VECTOR, out_h // VECTOR, *lse.stride(),
@@ -217,8 +225,9 @@ class DenseKernel(BoundKernel):
         else:
             self._main[n](
                 grid, q, kv, table, lens, out, lse, scratch, scale,
-                *q_strides, kv_page // VECTOR, kv_row // VECTOR, kv_head // VECTOR,
-                table.stride(0), *tail,
+                *q_strides, kv_page // unit, kv_row // unit, kv_head // unit,
+                table.stride(0), *tail, lse if descale is None else descale,
+                int(descale is not None),
             )  # fmt: skip
         if self._splits() and (slot_stride > 1 or not key.batch_invariant):
             programs = batch if key.batch_invariant else min(batch, self.parts - 1)

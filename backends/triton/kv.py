@@ -32,6 +32,32 @@ def ue8m0_to_float(exponent):
 
 
 @triton.jit
+def e2m1_to_float(code):
+    """float32 of e2m1 in the low nibble: a sign and one of 0, 0.5, 1, 1.5, 2, 3, 4, 6."""
+    c = code.to(tl.uint32)
+    exponent = (c >> 1) & 3
+    mantissa = c & 1
+    bits = tl.where(exponent == 0, mantissa * 0x3F000000, ((exponent + 126) << 23) | mantissa << 22)
+    return (bits | ((c & 8) << 28)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rope_of(rope, factor, FORMAT: tl.constexpr, HARDWARE: tl.constexpr, dtype: tl.constexpr):
+    """``kr`` of a fetched tile."""
+    if FORMAT == "fp8":
+        kr = (e4m3_to_float(rope, HARDWARE) * factor).to(dtype)
+    else:
+        kr = rope
+    return kr
+
+
+@triton.jit
+def tensor_factor(descale, scaled):
+    """The scale of a whole cache: 1 where ``scaled`` is 0."""
+    return tl.load(descale, mask=scaled > 0, other=1.0)
+
+
+@triton.jit
 def load_slots(indices, at, count, slots, PAGE: tl.constexpr, PAGED: tl.constexpr):
     """Slots of the entries ``at``; -1 for entries past ``count``, negative or past the cache.
 
@@ -96,15 +122,30 @@ def fetch(
         rope = values
         if DR > 0:
             rope = tl.load(token[:, None] + (DV + cols_r)[None, :], mask=ok[:, None], other=0.0)
-    elif FORMAT == "v32":
+    elif FORMAT != "model1":
         token = page + tl.cast(offset, tl.int64) * row_stride
         if UNIT < 16:
             token = tl.multiple_of(token, UNIT)
-        values = tl.load(token[:, None] + cols[None, :], mask=ok[:, None], other=0)
-        scales = load_float32(token + 512, tl.arange(0, 4), ok[:, None], UNIT)
-        rope = load_bfloat16(token + 528, cols_r, ok[:, None], UNIT)
+        wide = token[:, None]
+        if FORMAT == "v41_fp4":  # two values to a byte
+            half = tl.arange(0, DV // 2)
+            values = tl.load(wide + half[None, :], mask=ok[:, None], other=0)
+            group = tl.arange(0, DV // 16)
+            scales = tl.load(wide + (DV // 2 + group)[None, :], mask=ok[:, None], other=0)
+        else:
+            values = tl.load(wide + cols[None, :], mask=ok[:, None], other=0)
+            scales = values
+        rope = values
+        if FORMAT == "v41":
+            group = tl.arange(0, 16)
+            scales = tl.load(wide + (512 + group)[None, :], mask=ok[:, None], other=0)
+        elif (FORMAT == "v32") | (FORMAT == "v32_no_rope"):
+            scales = load_float32(token + 512, tl.arange(0, 4), ok[:, None], UNIT)
+            if DR > 0:
+                rope = load_bfloat16(token + 528, cols_r, ok[:, None], UNIT)
+        elif (FORMAT == "fp8") & (DR > 0):
+            rope = tl.load(wide + (DV + cols_r)[None, :], mask=ok[:, None], other=0)
     else:
-        tl.static_assert(FORMAT == "model1")
         if PAGE > 3_000_000:  # the bytes of a page pass 2**31
             offset = tl.cast(offset, tl.int64)
         token = page + offset * 576
@@ -123,6 +164,7 @@ def fetch(
 def prefetch(
     indices, i, count, slots, cache, page_stride, row_stride,
     FORMAT: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr, PAGED: tl.constexpr,
+    DR: tl.constexpr,
 ):  # fmt: skip
     """Bring the FP8 tokens of block ``i`` to L2, a quarter of one for each thread (sm_90; tokens
     start at multiples of 16 bytes)."""
@@ -130,10 +172,24 @@ def prefetch(
     slot = load_slots(indices, i * N + lane % N, count, slots, PAGE, PAGED)
     ok = (slot >= 0).to(tl.int32)
     safe = tl.maximum(slot, 0)
-    STRIDE: tl.constexpr = 160 if FORMAT == "v32" else 144
-    BYTES: tl.constexpr = "176" if FORMAT == "v32" else "144"
-    at = cache + tl.cast(safe // PAGE, tl.int64) * page_stride + (lane // N) * STRIDE
+    # Four reads that cover a token, each of whole 16-byte units.
     if FORMAT == "v32":
+        STRIDE: tl.constexpr = 160
+        BYTES: tl.constexpr = "176"
+    elif FORMAT == "v41_fp4":
+        STRIDE: tl.constexpr = 64
+        BYTES: tl.constexpr = "96"
+    elif (FORMAT == "v41") | (FORMAT == "v32_no_rope"):
+        STRIDE: tl.constexpr = 128
+        BYTES: tl.constexpr = "144"
+    elif (FORMAT == "fp8") & (DR == 0):
+        STRIDE: tl.constexpr = 128
+        BYTES: tl.constexpr = "128"
+    else:
+        STRIDE: tl.constexpr = 144
+        BYTES: tl.constexpr = "144"
+    at = cache + tl.cast(safe // PAGE, tl.int64) * page_stride + (lane // N) * STRIDE
+    if FORMAT != "model1":
         at += tl.cast(safe % PAGE, tl.int64) * row_stride
     else:
         at += tl.cast(safe % PAGE, tl.int64) * 576
@@ -147,13 +203,24 @@ def prefetch(
 
 @triton.jit
 def dequantize(
-    values, scales, FORMAT: tl.constexpr, N: tl.constexpr, DV: tl.constexpr,
+    values, scales, factor, FORMAT: tl.constexpr, N: tl.constexpr, DV: tl.constexpr,
     HARDWARE: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """``kc`` of a fetched tile: e4m3 times scale in float32, rounded once."""
+    """``kc`` of a fetched tile: value times scale in float32, rounded once. ``factor`` is the
+    scale of a whole cache ("fp8")."""
     if FORMAT == "dense":
         kc = values
-    elif FORMAT == "v32":
+    elif FORMAT == "fp8":
+        kc = (e4m3_to_float(values, HARDWARE) * factor).to(dtype)
+    elif FORMAT == "v41":
+        grouped = tl.reshape(e4m3_to_float(values, HARDWARE), (N, 16, DV // 16))
+        kc = tl.reshape(grouped * ue8m0_to_float(scales)[:, :, None], (N, DV)).to(dtype)
+    elif FORMAT == "v41_fp4":
+        pairs = tl.join(e2m1_to_float(values & 15), e2m1_to_float(values >> 4))
+        grouped = tl.reshape(pairs, (N, DV // 16, 16))
+        scale = e4m3_to_float(scales, HARDWARE)
+        kc = tl.reshape(grouped * scale[:, :, None], (N, DV)).to(dtype)
+    elif (FORMAT == "v32") | (FORMAT == "v32_no_rope"):
         grouped = tl.reshape(e4m3_to_float(values, HARDWARE), (N, 4, DV // 4))
         kc = tl.reshape(grouped * scales[:, :, None], (N, DV)).to(dtype)
     else:

@@ -44,7 +44,14 @@ DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm
 COMPILERS = ("cc", "gcc", "clang")  # Triton builds its launch stub with one of them
 
 HEAD_DIMS = ((576, 512), (512, 512), (320, 256))
-FP8_DIMS = {"v32": (576, 512), "model1": (512, 512)}
+FP8_DIMS = {
+    "v32": ((576, 512),),
+    "model1": ((512, 512),),
+    "v32_no_rope": ((512, 512),),
+    "v41": ((512, 512),),
+    "fp8": ((576, 512), (512, 512)),
+}
+PAIRS = {"v41+v41_fp4": ((512, 512),)}  # of caches, for sparse decode
 
 TUNED = tuple(
     DeviceClass(vendor, tuple(arch for v, arch in TARGETS if v == vendor))
@@ -62,8 +69,9 @@ def _declare(op: str, kv_format: str = "dense") -> Capabilities:
     return Capabilities(
         op=op,
         devices=DEVICES,
+        # What e4m3 times a scale gives may be past what float16 holds.
         dtypes=("bfloat16",) if fp8 else ("bfloat16", "float16"),
-        head_dims=(FP8_DIMS[kv_format],) if fp8 else HEAD_DIMS,
+        head_dims={**FP8_DIMS, **PAIRS}.get(kv_format, HEAD_DIMS),
         s_q=ANY,
         h_q=ANY,
         h_kv=one_of(1) if decode or fp8 else ANY,
@@ -92,7 +100,7 @@ CAPABILITIES = (
     _declare(DENSE_DECODE),
     *(_declare(DENSE_DECODE, name) for name in FP8_DIMS),
     _declare(SPARSE_DECODE),
-    *(_declare(SPARSE_DECODE, name) for name in FP8_DIMS),
+    *(_declare(SPARSE_DECODE, name) for name in (*FP8_DIMS, *PAIRS)),
     _declare(SPARSE_PREFILL),
 )
 

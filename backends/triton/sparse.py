@@ -10,7 +10,14 @@ import triton.language as tl
 from flashmla_hub.backends.triton import softmax
 from flashmla_hub.backends.triton.combine import merge_splits
 from flashmla_hub.backends.triton.dense import scores
-from flashmla_hub.backends.triton.kv import dequantize, fetch, load_slots, prefetch
+from flashmla_hub.backends.triton.kv import (
+    dequantize,
+    fetch,
+    load_slots,
+    prefetch,
+    rope_of,
+    tensor_factor,
+)
 
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -43,7 +50,7 @@ def _attend(
 @triton.jit
 def _sweep(
     qc, qr, m, total, acc, acc_r, indices, first, end, count, slots, cache, page_stride, row_stride,
-    scale, cols, cols_r,
+    scale, factor, cols, cols_r,
     PAGE: tl.constexpr, PAGED: tl.constexpr, FORMAT: tl.constexpr, N: tl.constexpr,
     DV: tl.constexpr, DR: tl.constexpr, HARDWARE: tl.constexpr, BREAK: tl.constexpr,
     SPREAD: tl.constexpr, PREFETCH: tl.constexpr, UNIT: tl.constexpr,
@@ -72,15 +79,16 @@ def _sweep(
     elif PREFETCH:
         for i in tl.range(first, end, num_stages=1):
             here = slot
-            values, scales, kr = fetch(
+            values, scales, rope = fetch(
                 cache, here, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR, UNIT
             )
             slot = load_slots(indices, (i + 1) * N + tokens, count, slots, PAGE, PAGED)
             prefetch(
                 indices, i + 1, count, slots, cache, page_stride, row_stride,
-                FORMAT, N, PAGE, PAGED,
+                FORMAT, N, PAGE, PAGED, DR,
             )  # fmt: skip
-            kc = dequantize(values, scales, FORMAT, N, DV, HARDWARE, qc.dtype)
+            kc = dequantize(values, scales, factor, FORMAT, N, DV, HARDWARE, qc.dtype)
+            kr = rope_of(rope, factor, FORMAT, HARDWARE, qc.dtype)
             m, total, acc, acc_r = _attend(
                 qc, qr, m, total, acc, acc_r, here, kc, kr, scale, V_ROPE, DR, BREAK, SPREAD
             )
@@ -93,8 +101,8 @@ def _sweep(
             here = slot
             slot = after
             after = load_slots(indices, (i + 2) * N + tokens, count, slots, PAGE, PAGED)
-            kc = dequantize(values, scales, FORMAT, N, DV, HARDWARE, qc.dtype)
-            kr = rope
+            kc = dequantize(values, scales, factor, FORMAT, N, DV, HARDWARE, qc.dtype)
+            kr = rope_of(rope, factor, FORMAT, HARDWARE, qc.dtype)
             values, scales, rope = fetch(
                 cache, slot, page_stride, row_stride, cols, cols_r, FORMAT, PAGE, DV, DR, UNIT
             )
@@ -135,7 +143,7 @@ _RUNTIME = [
     "q_b", "q_t", "q_h", "kv_page", "kv_row", "kv_head", "extra_page", "extra_row",
     "index_b", "index_t", "index_h", "extra_index_b", "extra_index_t", "topk", "extra_topk",
     "slots", "extra_slots", "out_b", "out_t", "out_h", "lse_b", "lse_h", "lse_t", "s_q", "group",
-    "tiles", "tiles_per_head", "splits", "part_rows",
+    "tiles", "tiles_per_head", "splits", "part_rows", "descale", "scaled",
 ]  # fmt: skip
 
 
@@ -146,10 +154,11 @@ def sparse_kernel(
     q_b, q_t, q_h, kv_page, kv_row, kv_head, extra_page, extra_row,
     index_b, index_t, index_h, extra_index_b, extra_index_t, topk, extra_topk, slots, extra_slots,
     out_b, out_t, out_h, lse_b, lse_h, lse_t,
-    s_q, group, tiles, tiles_per_head, splits, part_rows,
-    FORMAT: tl.constexpr, NOPE: tl.constexpr, DV: tl.constexpr, DR: tl.constexpr,
-    H: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr, EXTRA_PAGE: tl.constexpr,
-    COUNTS: tl.constexpr, EXTRA_COUNTS: tl.constexpr, HAS_SINK: tl.constexpr,
+    s_q, group, tiles, tiles_per_head, splits, part_rows, descale, scaled,
+    FORMAT: tl.constexpr, EXTRA_FORMAT: tl.constexpr, NOPE: tl.constexpr, DV: tl.constexpr,
+    DR: tl.constexpr, H: tl.constexpr, N: tl.constexpr, PAGE: tl.constexpr,
+    EXTRA_PAGE: tl.constexpr, COUNTS: tl.constexpr, EXTRA_COUNTS: tl.constexpr,
+    HAS_SINK: tl.constexpr,
     HAS_MAX: tl.constexpr, BREAK: tl.constexpr, SPREAD: tl.constexpr, PREFETCH: tl.constexpr,
     HARDWARE: tl.constexpr, PAGED: tl.constexpr, CAUSAL: tl.constexpr, PDL: tl.constexpr,
     UNIT: tl.constexpr,
@@ -160,7 +169,8 @@ def sparse_kernel(
     split the result is written out, else partials go to ``scratch``: part_rows rows of DV floats
     (columns in the order of ``out``), then part_rows log2 lse, then part_rows maxima. EXTRA_PAGE
     0: no second cache. PAGED: a dense call; the lists are rows of the block table, ``counts`` the
-    lengths and ``topk`` the table's capacity.
+    lengths and ``topk`` the table's capacity. descale: the scale of an fp8 cache where ``scaled``
+    is 1.
     """
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -204,6 +214,9 @@ def sparse_kernel(
     qr = qc
     if DR > 0:
         qr = tl.load(q_row[:, None] + (NOPE + cols_r)[None, :], mask=row_ok[:, None], other=0.0)
+    factor = 1.0
+    if FORMAT == "fp8":
+        factor = tensor_factor(descale, scaled)
     m, total = softmax.start(H, N, SPREAD)
     acc = tl.zeros((H, DV), tl.float32)
     acc_r = tl.zeros((H, DR if V_ROPE else 16), tl.float32)
@@ -215,7 +228,7 @@ def sparse_kernel(
     row_stride = tl.cast(kv_row, tl.int64) * UNIT
     m, total, acc, acc_r = _sweep(
         qc, qr, m, total, acc, acc_r, row, lo, tl.minimum(hi, blocks), count, slots, cache,
-        page_stride, row_stride, scale, cols, cols_r,
+        page_stride, row_stride, scale, factor, cols, cols_r,
         PAGE, PAGED, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD, PREFETCH, UNIT,
     )  # fmt: skip
     if EXTRA_PAGE > 0:
@@ -225,8 +238,9 @@ def sparse_kernel(
         row_stride = tl.cast(extra_row, tl.int64) * UNIT
         m, total, acc, acc_r = _sweep(
             qc, qr, m, total, acc, acc_r, row, tl.maximum(lo - blocks, 0), hi - blocks,
-            extra_count, extra_slots, extra_kv, page_stride, row_stride, scale, cols, cols_r,
-            EXTRA_PAGE, False, FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD, PREFETCH, UNIT,
+            extra_count, extra_slots, extra_kv, page_stride, row_stride, scale, factor,
+            cols, cols_r, EXTRA_PAGE, False, EXTRA_FORMAT, N, DV, DR, HARDWARE, BREAK, SPREAD,
+            PREFETCH, UNIT,
         )  # fmt: skip
 
     inv, log_sum, alive = softmax.finish(m, total, SPREAD)

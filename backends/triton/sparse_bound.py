@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashmla_hub import kv_format
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.backends.triton import gluon_bound
 from flashmla_hub.backends.triton.config import Combine, Config, combine_for, rows_of
@@ -35,6 +36,11 @@ INVARIANT_SPLITS = 4  # of a decode query, whatever the batch; prefill has queri
 SPLIT_COST = 3  # what one more split costs, in blocks of attention
 GLUON_TILES = 4  # with fewer, the plain form's smaller blocks spread further (batch 1: 20 %)
 MAX_SLOTS = 2**31 - 1
+# Columns of a layout that are V and K alike, and further ones of the rope part; those of "model1"
+# are V too.
+PARTS = {
+    "v32": (512, 64), "model1": (448, 64), "v32_no_rope": (512, 0), "v41": (512, 0),
+}  # fmt: skip
 # Units in which a cache's strides may come, elements of 2 bytes and bytes of FP8 layouts; the first
 # is 16 bytes. Each is a kernel of its own: a looser one reads a few bytes at a time.
 UNITS = (8, 1)
@@ -48,7 +54,8 @@ class SparseKernel(BoundKernel):
     def __init__(self, key: KernelKey, device: DeviceInfo, config: Config) -> None:
         self.key, self.config = key, config
         self.dtype = getattr(torch, key.dtype)
-        self.fp8 = key.kv_format != "dense"
+        self.format, self.extra_format = formats(key)
+        self.fp8 = self.format != "dense"
         self.units = FP8_UNITS if self.fp8 else UNITS
         self.cache_dtype = torch.uint8 if self.fp8 else self.dtype
         self.has_max = key.op == SPARSE_PREFILL
@@ -56,12 +63,13 @@ class SparseKernel(BoundKernel):
         self.tiles_per_head = -(-rows_of(key) // config.block_h)
         self.tiles = key.h_kv * self.tiles_per_head
         self._slots_at_once = multiprocessors(device) * config.per_sm
-        rope = 64 if self.fp8 else key.d_qk - key.d_v
+        nope, rope = PARTS.get(self.format, (key.d_v, key.d_qk - key.d_v))
         flags = {"HAS_SINK": key.attn_sink, "HAS_MAX": self.has_max, "PDL": config.pdl}
         main = {
             **flags,
-            "FORMAT": key.kv_format,
-            "NOPE": key.d_qk - rope if key.kv_format == "model1" else key.d_v,
+            "FORMAT": self.format,
+            "EXTRA_FORMAT": self.extra_format,
+            "NOPE": nope,
             "DV": key.d_v,
             "DR": rope,
             "H": config.block_h,
@@ -145,7 +153,7 @@ class SparseKernel(BoundKernel):
     def _types(self, cache: torch.dtype | Unaligned, stride: int) -> tuple[Any, ...]:
         d, f, i = self.dtype, torch.float32, torch.int32
         strides = [stride] * 5  # of the caches
-        return (d, cache, i, i, cache, i, i, f, d, f, f, f, 1.0, 1, 1, 1, *strides, *[1] * 21)
+        return (d, cache, i, i, cache, i, i, f, d, f, f, f, 1.0, 1, 1, 1, *strides, *[1] * 21, f, 1)
 
     def compile(self) -> None:
         """Compile and load everything a call may launch."""
@@ -153,13 +161,14 @@ class SparseKernel(BoundKernel):
             launcher.compile(*args)
 
     def _unit(self, cache: Tensor) -> int:
-        dims = 1 if self.key.kv_format == "model1" else 3  # tokens at fixed places of a page
+        dims = 1 if self.format == "model1" else 3  # tokens at fixed places of a page
         return unit_of(cache, self.units, dims)
 
     def launch(
         self, q: Tensor, kv: Tensor, indices: Tensor, counts: Tensor | None, sink: Tensor | None,
         extra_kv: Tensor | None, extra_indices: Tensor | None, extra_counts: Tensor | None,
         out: Tensor, lse: Tensor, max_logits: Tensor | None, softmax_scale: float, topk: int,
+        descale: Tensor | None = None,
     ) -> None:  # fmt: skip
         """q, out (batch, s_q, h, d); indices (batch, s_q, h_kv, topk); lse (batch, h_q, s_q)."""
         key, config = self.key, self.config
@@ -212,7 +221,8 @@ class SparseKernel(BoundKernel):
                 sinks, out, lse, tops, scratch, softmax_scale * LOG2E,
                 q_b // VECTOR, q_t // VECTOR, q_h // VECTOR, *strides,
                 extra_page // unit, extra_row // unit, *indices.stride()[:3], *extra_strides,
-                topk, extra_topk, slots, extra_slots, *tail,
+                topk, extra_topk, slots, extra_slots, *tail, lse if descale is None else descale,
+                int(descale is not None),
             )  # fmt: skip
         if splits > 1:
             tile = self._combine_tile(queries)
@@ -223,9 +233,10 @@ class SparseKernel(BoundKernel):
         self, q: Tensor, k_cache: Tensor, lists: Tensor, counts: Tensor | None,
         sink: Tensor | None, extra: tuple[Tensor | None, Tensor | None, Tensor | None],
         out: Tensor | None, lse: Tensor | None, softmax_scale: float, topk: int,
+        descale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Both decodes: lists (batch, s_q, 1, width), counts (batch,), extra the second cache,
-        its lists and their counts."""
+        its lists and their counts; descale (1,) the scale of an fp8 cache."""
         key = self.key
         batch = q.shape[0]
         q, k_cache = resolved(q), resolved(k_cache)
@@ -247,7 +258,7 @@ class SparseKernel(BoundKernel):
                 self.launch(
                     q[at], k_cache, lists[at], _rows(counts, at), sink,
                     extra_cache, _rows(extra_lists, at), _rows(extra_counts, at),
-                    target[at], lse[at], None, softmax_scale, topk,
+                    target[at], lse[at], None, softmax_scale, topk, descale,
                 )  # fmt: skip
         if out is None:
             return target, lse
@@ -264,3 +275,8 @@ class SparseKernel(BoundKernel):
 
 def _rows(tensor: Tensor | None, at: slice) -> Tensor | None:
     return None if tensor is None else tensor[at]
+
+
+def formats(key: KernelKey) -> tuple[str, str]:
+    """The layouts of the first and the second cache."""
+    return ("dense", "dense") if key.kv_format == "dense" else kv_format.caches(key.kv_format)

@@ -15,7 +15,7 @@ class SparseDecodeKernel(SparseKernel):
         extra = (call.extra_k_cache, call.extra_indices, call.extra_topk_length)
         return self.decode(
             call.q, call.k_cache, call.indices.unsqueeze(2), call.topk_length, call.attn_sink,
-            extra, call.out, call.lse, call.softmax_scale, call.indices.shape[-1],
+            extra, call.out, call.lse, call.softmax_scale, call.indices.shape[-1], call.descale_k,
         )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ class PagedFp8Kernel(SparseKernel):
         lists = table[:, None, None, :].expand(q.shape[0], self.key.s_q, 1, width)
         return self.decode(
             q, call.k_cache, lists, call.cache_seqlens, None, (None, None, None), call.out,
-            call.lse, call.softmax_scale, capacity,
+            call.lse, call.softmax_scale, capacity, call.descale_k,
         )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, default=value, metavar="N", help=text)
     parser.add_argument("--dtype", choices=tuple(DTYPE_NAMES.values()), default="bfloat16",
                         help="of q and out (%(default)s)")  # fmt: skip
-    parser.add_argument("--kv-format", choices=("dense", *kv_format.LAYOUTS), default="dense",
+    parser.add_argument("--kv-format", choices=("dense", *kv_format.IDS), default="dense",
                         help="FP8 layout, or dense: K in the dtype of q (%(default)s)")  # fmt: skip
     parser.add_argument("--kv-strides", choices=("packed", "page_strided", "token_strided"),
                         default="packed", help="how the cache lies in memory")  # fmt: skip
@@ -125,7 +125,9 @@ def _rows(words: str, width: int) -> int:
 
 
 def _key(args: argparse.Namespace) -> KernelKey:
-    layout = None if args.kv_format == "dense" else kv_format.get(args.kv_format)
+    layout = None
+    if args.kv_format != "dense":
+        layout = kv_format.get(kv_format.caches(args.kv_format)[0], args.d_qk)
     if layout is not None and args.d_qk not in (None, layout.d_qk):
         raise InvalidRequestError("--d-qk", args.d_qk, f"{layout.d_qk}, as {layout.name} has it")
     d_qk = args.d_qk or (layout.d_qk if layout is not None else 576)

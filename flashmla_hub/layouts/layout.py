@@ -49,6 +49,11 @@ class Layout:
         return self.d_nope + self.d_rope
 
     @property
+    def head_dims(self) -> tuple[tuple[int, int], ...]:
+        """All (d_qk, d_v) it may have."""
+        return tuple((d_qk, self.d_v) for d_qk in self.widths or (self.d_qk,))
+
+    @property
     def groups(self) -> int:
         return self.d_nope // self.group if self.group else 0
 

@@ -208,8 +208,19 @@ def test_keywords_of_later_generations_without_a_meaning_here_are_refused_by_nam
     hub.flash_mla_with_kvcache(**dense(), use_legacy=True, enable_batch_invariant=False)
 
 
-def test_reserved_layouts_are_refused_by_name():
+def test_a_width_that_several_layouts_have_is_refused_with_their_names():
     args = dense(dtype=torch.bfloat16)
     args["k_cache"] = torch.zeros(6, 8, 1, 528, dtype=torch.uint8)
-    with pytest.raises(hub.NotSupportedError, match="v41"):
-        hub.flash_mla_with_kvcache(**args, kv_format="v41")
+    with pytest.raises(hub.InvalidRequestError, match=r"528.*v32_no_rope.*v41"):
+        hub.flash_mla_with_kvcache(**args)
+    with pytest.raises(hub.InvalidRequestError, match=r"kv_format.*v41_fp4.*v41\+v41_fp4"):
+        hub.flash_mla_with_kvcache(**args, kv_format="v41_fp4")
+
+
+def test_a_scale_for_the_cache_is_refused_where_the_layout_has_its_own():
+    args = dense(dtype=torch.bfloat16)
+    args["k_cache"] = torch.zeros(6, 8, 1, 656, dtype=torch.uint8)
+    with pytest.raises(hub.NotSupportedError, match=r"descale_k.*v32"):
+        hub.flash_mla_with_kvcache(**args, kv_format="v32", descale_k=torch.ones(1))
+    with pytest.raises(hub.NotSupportedError, match="descale_q"):
+        hub.flash_mla_with_kvcache(**args, kv_format="v32", descale_q=torch.ones(1))

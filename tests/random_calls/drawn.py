@@ -20,7 +20,7 @@ from flashmla_hub import kv_format
 
 DIMS = ((576, 512), (576, 512), (512, 512), (320, 256))
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-LAYOUTS = tuple(name for name in reference.RECORDS if name in kv_format.LAYOUTS)
+SINGLE = tuple(name for name in kv_format.IDS if name not in kv_format.PAIRS)
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,16 @@ def facts(seed: int, dtypes: tuple[str, ...]) -> Facts:
     op = draw.choice(("dense", "dense", "sparse", "sparse", "prefill"))
     layout, (d_qk, d_v) = "dense", draw.choice(DIMS)
     if op != "prefill" and draw.random() < 0.5:
-        layout = draw.choice(LAYOUTS)
-        d_qk, d_v = reference.RECORDS[layout].d_qk, 512
+        layout = draw.choice(SINGLE)
+        d_qk = draw.choice((576, 512)) if layout == "fp8" else reference.RECORDS[layout].d_qk
+        d_v = 512
     fp8 = layout != "dense"
     h_kv = 1 if fp8 or op == "sparse" else draw.choice((1, 1, 1, 2, 3))
     page = 1 if op == "prefill" else draw.choice((1, 2, 3, 8, 16, 64, 64))
     extra = draw.randint(1, 12) if op == "sparse" and draw.random() < 0.4 else 0
+    if extra and draw.random() < 0.15:
+        (layout,), d_qk, d_v = kv_format.PAIRS, 512, 512
+    fp8 = layout != "dense"
     s_q = 1 if op == "prefill" else draw.choice((1, 1, 1, 2, 3))
     return Facts(
         op=op, layout=layout, d_qk=d_qk, d_v=d_v,
@@ -94,6 +98,9 @@ class Drawing:
         self.random = random.Random(f"call {seed}")
         self.g = torch.Generator(device).manual_seed(seed)
         self.size = self.random.choice((0.1, 1.0))
+        self.descale = 1.0
+        if f.layout == "fp8" and self.random.random() < 0.7:
+            self.descale = self.random.choice((0.25, 0.3, 2.0, -0.5))
         self.scale = self.random.choice((None, 0.05, 0.1, -0.05))
 
     def normal(self, *shape: int) -> Tensor:
@@ -104,18 +111,17 @@ class Drawing:
             low, high, shape, generator=self.g, device=self.device, dtype=torch.int32
         )
 
-    def cache(self, pages: int, size: int, used: Tensor) -> Tensor:
+    def cache(self, pages: int, size: int, used: Tensor, layout: str) -> Tensor:
         """(pages, size, h_kv, width), what must not be read in the slots that are not ``used``."""
         f = self.f
-        if f.layout == "dense":
+        if layout == "dense":
             values = self.normal(pages, size, f.h_kv, f.d_qk).to(f.dtype)
             values.view(-1, f.h_kv, f.d_qk)[~used] = torch.nan
             return values
-        record = reference.RECORDS[f.layout]
-        k = self.normal(pages, size, 1, record.d_qk).to(torch.bfloat16)
-        packed = kv_format.quantize(k, f.layout)
+        k = self.normal(pages, size, 1, f.d_qk).to(torch.bfloat16)
+        packed = kv_format.quantize(k, layout, self.descale if layout == "fp8" else None)
         dead = ~used.view(pages, size)
-        for part in kv_format.get(f.layout).views(packed):
+        for part in kv_format.get(layout, f.d_qk).views(packed):
             part[dead] = 0xFF  # NaN in e4m3, in scales and in bfloat16
         raw = packed.view(torch.uint8)
         if self.random.random() < 0.5:
@@ -204,7 +210,8 @@ def _finish(at: Drawing, call: dict[str, Any], q: Tensor, sources: Any) -> Drawn
     if batch:
         wide = q.unsqueeze(1) if prefill else q
         expected = reference.attend(wide.resolve_neg(), sources, f.d_v, scale, sink)
-    return Drawn(f, {k: v for k, v in call.items() if v is not None}, expected, out, lse)
+    factor = 4.0 if at.descale == 0.3 else 1.0
+    return Drawn(f, {k: v for k, v in call.items() if v is not None}, expected, out, lse, factor)
 
 
 def _dense(at: Drawing) -> Drawn:
@@ -219,24 +226,31 @@ def _dense(at: Drawing) -> Drawn:
     table = order[: batch * width].view(batch, width).int()
     source = reference.paged(torch.empty(0), f.page, table, lens, 1, False)
     filled = source._replace(seen=source.seen.expand(-1, -1, -1, width * f.page))
-    cache = at.cache(pages, f.page, at.used([filled], pages * f.page))
-    rows = reference.tokens(cache.resolve_neg(), f.layout)
+    cache = at.cache(pages, f.page, at.used([filled], pages * f.page), f.layout)
+    rows = reference.tokens(cache.resolve_neg(), f.layout, at.descale)
     dead = torch.arange(width, device=at.device) * f.page >= lens[:, None]
     garbage = table.masked_fill(dead, r.choice((2_147_480_000, -1)))
     q = at.query(batch, f.s_q, f.h_q, f.d_qk)
     call = {
         "q": q, "k_cache": at.placed_cache(cache), "block_table": at.placed(garbage),
-        "cache_seqlens": lens, "head_dim_v": f.d_v, "causal": f.causal, **_named(f),
+        "cache_seqlens": lens, "head_dim_v": f.d_v, "causal": f.causal, **_named(at),
     }  # fmt: skip
     source = reference.paged(rows, f.page, table, lens, f.s_q, f.causal)
     return _finish(at, call, q, [source])
 
 
-def _named(f: Facts) -> dict[str, Any]:
-    return {} if f.layout == "dense" else {"kv_format": f.layout, "is_fp8_kvcache": True}
+def _named(at: Drawing) -> dict[str, Any]:
+    if at.f.layout == "dense":
+        return {}
+    named: dict[str, Any] = {"kv_format": at.f.layout, "is_fp8_kvcache": True}
+    if at.descale != 1.0:
+        named["descale_k"] = torch.tensor([at.descale], device=at.device)
+    return named
 
 
-def _one_list(at: Drawing, batch: int, page: int, topk: int, counted: bool) -> tuple:
+def _one_list(
+    at: Drawing, batch: int, page: int, topk: int, counted: bool, layout: str
+) -> tuple:  # fmt: skip
     """A cache with the list over it: the cache as given, indices, their count and the source."""
     f = at.f
     pages = at.random.randint(1, 6)
@@ -245,24 +259,27 @@ def _one_list(at: Drawing, batch: int, page: int, topk: int, counted: bool) -> t
     count = at.length(topk, batch) if counted else None
     empty = torch.empty(slots, 0, device=at.device)
     source = reference.listed(empty, indices.unsqueeze(2), count)
-    cache = at.cache(pages, page, at.used([source], slots))
-    rows = reference.tokens(cache.resolve_neg(), f.layout)
+    cache = at.cache(pages, page, at.used([source], slots), layout)
+    rows = reference.tokens(cache.resolve_neg(), layout, at.descale)
     return at.placed_cache(cache), at.placed(indices), count, source._replace(tokens=rows)
 
 
 def _sparse(at: Drawing) -> Drawn:
     f = at.f
     batch = at.random.choice((0, 1, 1, 2, 3, 5))
-    cache, indices, count, source = _one_list(at, batch, f.page, f.topk, f.length)
+    first, second = kv_format.PAIRS.get(f.layout, (f.layout, f.layout))
+    cache, indices, count, source = _one_list(at, batch, f.page, f.topk, f.length, first)
     q = at.query(batch, f.s_q, f.h_q, f.d_qk)
     call = {
         "q": q, "k_cache": cache, "block_table": None, "cache_seqlens": None,
         "head_dim_v": f.d_v, "indices": indices, "topk_length": count,
-        "attn_sink": at.normal(f.h_q) if f.sink else None, **_named(f),
+        "attn_sink": at.normal(f.h_q) if f.sink else None, **_named(at),
     }  # fmt: skip
     sources = [source]
     if f.extra:
-        cache, indices, count, source = _one_list(at, batch, f.extra_page, f.extra, f.extra_length)
+        cache, indices, count, source = _one_list(
+            at, batch, f.extra_page, f.extra, f.extra_length, second
+        )
         call.update(extra_k_cache=cache, extra_indices_in_kvcache=indices, extra_topk_length=count)
         sources.append(source)
     made = _finish(at, call, q, sources)
@@ -278,7 +295,7 @@ def _prefill(at: Drawing) -> Drawn:
     count = at.length(f.topk, queries) if f.length else None
     empty = torch.empty(slots, 0, device=at.device)
     source = reference.listed(empty, indices.unsqueeze(1), count)
-    values = at.cache(slots, 1, at.used([source], slots))
+    values = at.cache(slots, 1, at.used([source], slots), "dense")
     rows = reference.tokens(values.resolve_neg(), "dense")
     kv = at.placed_cache(values.squeeze(1))
     q = at.query(queries, f.h_q, f.d_qk)

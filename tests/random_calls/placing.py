@@ -5,6 +5,7 @@ The gaps of a pool are filled with what must not be read.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ def place(values: Tensor, draw: random.Random, *, whole: int = 1, fixed: int = 1
     if draw.random() < 0.25:
         draw.shuffle(order)
     step = whole if draw.random() < 0.67 else draw.choice((1, 1, 2, 4, 8))
-    width = values[(0,) * lead].numel() if values.numel() else 1
+    width = math.prod(values.shape[lead:])
     strides = [0] * lead
     span = max(width, 1)
     span += -span % step if draw.random() < 0.5 else 0

@@ -19,21 +19,19 @@ E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 
 
 class Record(NamedTuple):
-    """Bytes of a token; ``paged``: its 8 scale bytes come after the values of the whole page."""
+    """Bytes of a token, and values."""
 
     width: int
     d_qk: int
-    paged: bool = False
 
 
 RECORDS = {
     "v32": Record(656, 576),
-    "model1": Record(584, 512, paged=True),
+    "model1": Record(584, 512),
     "v32_no_rope": Record(528, 512),
     "v41": Record(528, 512),
     "v41_fp4": Record(288, 512),
     "fp8": Record(576, 576),
-    "fp8_512": Record(512, 512),
 }
 
 

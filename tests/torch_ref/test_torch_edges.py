@@ -201,7 +201,8 @@ def test_refuses_what_it_does_not_claim() -> None:
     wrong = (
         (key.with_(dtype="float64"), CPU),
         (key.with_(d_qk=192, d_v=128), CPU),
-        (key.with_(kv_format="v41", d_qk=512), CPU),
+        (key.with_(kv_format="v41_fp4", d_qk=512), CPU),
+        (key.with_(kv_format="v41+v41_fp4", d_qk=512), CPU),
         (key.with_(kv_format="v32", d_qk=512), CPU),
         (key.with_(kv_format="model1", d_qk=512, kv_strides="token_strided"), CPU),
         (key.with_(attn_sink=True), CPU),
@@ -210,7 +211,9 @@ def test_refuses_what_it_does_not_claim() -> None:
     for bad, device in wrong:
         with pytest.raises(NotSupportedError, match="torch"):
             TorchBackend().bind(bad, device)
-    for name in kv_format.LAYOUTS:
+    for name in kv_format.IDS:
+        if name in kv_format.PAIRS:
+            continue
         d_qk = kv_format.get(name).d_qk
         TorchBackend().bind(key.with_(kv_format=name, d_qk=d_qk, batch_invariant=True), CPU)
 

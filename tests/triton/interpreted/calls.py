@@ -99,7 +99,8 @@ def sparse_decode(
     invariant: bool = False, config: Config | None = None, scale: float | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    d, d_v = dims if layout == "dense" else (kv_format.get(layout).d_qk, 512)
+    first, second = kv_format.PAIRS.get(layout, (layout, layout))
+    d, d_v = dims if layout == "dense" else (kv_format.get(first).d_qk, 512)
     scale = d**-0.5 if scale is None else scale
     g = torch.Generator().manual_seed(seed)
     key = KernelKey(
@@ -109,18 +110,18 @@ def sparse_decode(
         extra_topk_length=extra_counts is not None, batch_invariant=invariant,
     )  # fmt: skip
 
-    def pool(pages: int, size: int) -> Tensor:
+    def pool(pages: int, size: int, layout: str) -> Tensor:
         if layout != "dense":
             return fp8_pool(pages, size, layout, g)
         return torch.randn(pages, size, 1, d, generator=g).to(DTYPES[dtype])
 
-    cache = pool(3, page)
+    cache = pool(3, page, first)
     q = torch.randn(batch, s_q, h_q, d, generator=g).to(DTYPES[dtype])
     indices = lists((batch, s_q, topk), 3 * page, g)
     options = {
         "topk_length": None if counts is None else torch.tensor(counts, dtype=torch.int32),
         "attn_sink": torch.randn(h_q, generator=g) if sink else None,
-        "extra_k_cache": pool(4, extra_page) if extra else None,
+        "extra_k_cache": pool(4, extra_page, second) if extra else None,
     }
     if sink:
         options["attn_sink"][:2] = torch.tensor([math.inf, -math.inf])
@@ -133,8 +134,8 @@ def sparse_decode(
     )
     kernel(key, device(arch, parts), config).run(call)
     want = oracle.sparse_decode(
-        q, cache, indices, d_v=d_v, softmax_scale=d**-0.5, kv_format=layout, **options,
-        extra_indices=more, extra_topk_length=limit,
+        q, cache, indices, d_v=d_v, softmax_scale=d**-0.5, kv_format=first, **options,
+        extra_indices=more, extra_topk_length=limit, extra_kv_format=second,
     )  # fmt: skip
     oracle.check(out, lse, want, f"{key.summary()} {arch} parts={parts} seed={seed}")
     return out, lse
@@ -143,23 +144,26 @@ def sparse_decode(
 def dense_fp8(
     lens: list[int], layout: str, *, s_q: int = 1, h_q: int = 8, page: int = 64,
     causal: bool = False, arch: str = "sm_90", parts: int = 4, seed: int = 0,
+    descale: float = 1.0, d: int = 0,
 ) -> None:  # fmt: skip
-    d = kv_format.get(layout).d_qk
+    d = d or kv_format.get(layout).d_qk
+    factor = torch.tensor([descale]) if layout == "fp8" and descale != 1 else None
     key = KernelKey(
         s_q=s_q, h_q=h_q, d_qk=d, d_v=512, page_block_size=page, kv_format=layout, causal=causal
     )
     g = torch.Generator().manual_seed(seed)
     k, table = paged(lens, page, 1, d, torch.bfloat16, seed)
-    cache = kv_format.quantize(k.nan_to_num(0.0), layout)
-    for part in kv_format.get(layout).views(cache):
+    cache = kv_format.quantize(k.nan_to_num(0.0), layout, factor)
+    for part in kv_format.get(layout, d).views(cache):
         part[k.isnan().any(-1).squeeze(-1)] = 255  # NaN in e4m3, in scales and in the rope part
     q = torch.randn(len(lens), s_q, h_q, d, generator=g).bfloat16()
     seqlens = torch.tensor(lens, dtype=torch.int32)
-    call = DenseDecode(q, cache, table, seqlens, d**-0.5)
+    call = DenseDecode(q, cache, table, seqlens, d**-0.5, descale_k=factor)
     out, lse = kernel(key, device(arch, parts)).run(call)
     want = oracle.dense_decode(
-        q, cache, table, seqlens, d_v=512, softmax_scale=d**-0.5, causal=causal, kv_format=layout
-    )
+        q, cache, table, seqlens, d_v=512, softmax_scale=d**-0.5, causal=causal, kv_format=layout,
+        descale=descale,
+    )  # fmt: skip
     oracle.check(out, lse, want, f"{lens} {key.summary()} {arch} seed={seed}")
 
 

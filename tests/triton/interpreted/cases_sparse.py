@@ -8,11 +8,19 @@ from calls import dense_fp8, sparse_decode, sparse_prefill
 from flashmla_hub.backends.triton.config import Config
 
 LAYOUTS = ["dense", "v32", "model1"]
+LATER = ["v32_no_rope", "v41", "fp8"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *LATER])
 def test_layouts(layout: str) -> None:
     sparse_decode(layout=layout, h_q=12, s_q=2, counts=[40, 7])
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_80"])
+def test_a_second_cache_of_e2m1(arch: str) -> None:
+    sparse_decode(
+        layout="v41+v41_fp4", arch=arch, extra=24, extra_counts=[24, 3], sink=True, h_q=8, topk=30
+    )
 
 
 @pytest.mark.parametrize("layout", ["v32", "model1"])
@@ -67,7 +75,14 @@ def test_prefill_with_several_kv_heads() -> None:
     sparse_prefill(h_kv=2, h_q=8)
 
 
-@pytest.mark.parametrize("layout", ["v32", "model1"])
+@pytest.mark.parametrize("descale", [1.0, 0.5, -0.25])
+@pytest.mark.parametrize("d", [576, 512])
+def test_one_scale_for_the_cache(d: int, descale: float) -> None:
+    arch = "sm_80" if descale == 0.5 else "sm_90"
+    dense_fp8([70, 0, 5], "fp8", s_q=2, causal=True, h_q=4, d=d, descale=descale, arch=arch)
+
+
+@pytest.mark.parametrize("layout", ["v32", "model1", "v32_no_rope", "v41"])
 def test_dense_decode_over_an_fp8_cache(layout: str) -> None:
     dense_fp8([70, 0, 5], layout, s_q=2, causal=True, h_q=4)
     dense_fp8([130], layout, page=16, parts=6, h_q=4)
