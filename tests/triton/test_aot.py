@@ -33,8 +33,6 @@ SPILLS = {
     ("sm_90", "sparse v41 128"): 256,
     ("sm_90", "sparse v41+v41_fp4 128"): 512,
     ("sm_90", "dense fp8 16"): 96,
-    ("sm_80", "dense fp8 16"): 160,
-    ("sm_80", "dense fp8 128"): 160,
 }
 A_FEW = 64
 
