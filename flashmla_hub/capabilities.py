@@ -17,7 +17,11 @@ HAZARDS = (
     "prints",  # writes to the process's stdout
     "lse_unverified",  # its lse was never seen to be right
     "plans_per_metadata",  # its plan depends on lengths and is made on the host (C2.3)
+    "approximate",  # right within a bound of its own, wider than the contract's (C3.2a)
+    "half_range",  # a dequantised value past 65504 reaches the output as inf
 )
+# A wrong number is possible, so a caller has to ask for such a backend by name.
+EXPLICIT_ONLY = frozenset({"needs_finite_cache", "approximate", "half_range"})
 
 ALIGNMENTS = ("q_alignment", "kv_alignment", "extra_kv_alignment", "out_alignment")
 

@@ -16,7 +16,7 @@ class Candidate:
     """One backend's answer. ``reasons`` is empty exactly when it is accepted.
 
     ``rank`` is the declared rank less the rewrites' penalty. ``automatic`` is False for a backend
-    that is only used on explicit choice (hazard needs_finite_cache, contract C1.5).
+    that is only used on explicit choice (``capabilities.EXPLICIT_ONLY``, contract C1.5).
     """
 
     backend: str

@@ -15,7 +15,7 @@ from flashmla_hub import capabilities, config, legalize, log, registry, shadow, 
 from flashmla_hub.asking import Broken, Entry, passing_want
 from flashmla_hub.backend import BoundKernel
 from flashmla_hub.bounded import Bounded
-from flashmla_hub.capabilities import Capabilities
+from flashmla_hub.capabilities import EXPLICIT_ONLY, Capabilities
 from flashmla_hub.decision import Candidate, Decision
 from flashmla_hub.device import DeviceInfo, capturing
 from flashmla_hub.errors import NoBackendError, NotSupportedError, PluginError, clipped
@@ -254,7 +254,7 @@ def _candidate(
         steps=() if reasons else answer.steps,
         hazards=hazards,
         notes=notes,
-        automatic="needs_finite_cache" not in hazards,
+        automatic=EXPLICIT_ONLY.isdisjoint(hazards),
     )
 
 

@@ -79,13 +79,15 @@ _TWO_LISTS: dict[str, Any] = {
     "h_kv": one_of(1), "extra_topk": ANY, "extra_page_block_size": ANY,
     "extra_topk_length": True, **_LISTS,
 }  # fmt: skip
-# The bf16 part of these layouts meets a bf16 query.
+# The bf16 part of these layouts meets a bf16 query. Keys become fp16 on the way to the products: a
+# scale above 128 would be inf there, in silence, so a caller has to ask by name.
 _V32: dict[str, Any] = {
     "kv_formats": ("v32",), "head_dims": ((576, 512),), "dtypes": ("bfloat16",),
+    "hazards": ("half_range",),
 }  # fmt: skip
 _MODEL1: dict[str, Any] = {
     "kv_formats": ("model1",), "head_dims": ((512, 512),), "dtypes": ("bfloat16",),
-    "kv_strides": (PACKED, PAGE_STRIDED),
+    "kv_strides": (PACKED, PAGE_STRIDED), "hazards": ("half_range",),
 }  # fmt: skip
 CAPABILITIES = (
     _declare(DENSE_DECODE, h_kv=ANY, **_PAGES),

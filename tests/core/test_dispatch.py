@@ -89,11 +89,12 @@ def test_running_under_a_simulated_device_needs_a_backend_made_for_it():
     assert selected() == "torch"
 
 
-def test_hazardous_backends_are_used_on_explicit_choice_only():
-    with registered(Narrow("risky", rank=99, hazards=("needs_finite_cache",))):
+@pytest.mark.parametrize("hazard", ["needs_finite_cache", "approximate", "half_range"])
+def test_hazardous_backends_are_used_on_explicit_choice_only(hazard):
+    with registered(Narrow("risky", rank=99, hazards=(hazard,))):
         decision = hub.explain(KEY)
         assert decision.selected == "torch"
-        assert "hazard needs_finite_cache" in str(decision)
+        assert f"hazard {hazard}" in str(decision)
         hub.flash_mla_with_kvcache(**dense(), backend="risky")
 
 
