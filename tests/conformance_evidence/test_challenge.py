@@ -93,7 +93,7 @@ def test_sample_places_follow_the_seed() -> None:
     assert positions("a/case", "out", 10, 1) == tuple(range(10))
 
 
-@pytest.mark.parametrize("override", ["nvidia:sm_90", "foo:bar", "cpu"])
+@pytest.mark.parametrize("override", ["nvidia:sm_90", "amd:gfx942", "cpu"])
 def test_evidence_under_a_device_override_is_simulated(override: str) -> None:
     with config.override(device=override):
         statement = build_statement(run_of(HonestBackend()))
