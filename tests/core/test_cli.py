@@ -134,7 +134,7 @@ def test_explain_exits_1_where_nobody_serves(capsys):
         ("--d-qk", "100"),
         ("--topk", "8", "--causal"),
         ("--attn-sink",),
-        ("--kv-format", "v41"),
+        ("--kv-format", "no_such"),
         ("--kv-format", "v32", "--d-qk", "512"),
         ("--h-q", "abc"),
         ("--s-k", "0"),
