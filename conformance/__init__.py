@@ -1,6 +1,6 @@
 """The conformance kit: judges any port of MLA decode attention against the contract, says what
 is wrong with it and leaves evidence. It knows the public API and the contract, and no backend."""
 
-CONTRACT_VERSION = 1
-KIT_VERSION = "1.0"
-GENERATOR_VERSION = 1  # of the case table and the input bits; frozen lists name it
+CONTRACT_VERSION = 2
+KIT_VERSION = "2.0"
+GENERATOR_VERSION = 2  # of the case table and the input bits; frozen lists name it

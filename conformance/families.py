@@ -9,7 +9,7 @@ peaked
 extreme
     ``big_logits`` logits to about +-1e4 from whole numbers, whose products any float32 sum holds
     exactly; ``late_token`` the last key beats all others by about 190; ``equal`` all logits of a
-    request are one value.
+    request are one value; ``below`` and ``far_below``: that value is about -5e4 and -1e8.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Family:
 
     ``k_shift``: K's V columns are shifted by their request's sign pattern. ``q_shift``: q takes the
     request's late-token pattern, of which the last key is a multiple. ``equal``: q is 0 outside
-    the columns past d_v, and K is one vector of the request there.
+    the columns past d_v, and K is one vector of the request there, drawn from ``same`` (None: as
+    the rest of K).
     """
 
     q: Distribution
@@ -39,6 +40,7 @@ class Family:
     k_shift: bool = False
     q_shift: bool = False
     equal: bool = False
+    same: Distribution | None = None
 
 
 SHIFTS = (ONE // 2, -ONE // 2, 0)  # by sign, and none: the rope columns
@@ -48,6 +50,14 @@ _PEAKED = Family(_normal(1), _normal(1, SHIFTS), k_shift=True)
 _BIG = Family(_normal(50, whole=True), _normal(50, whole=True))
 _LATE = Family(_normal(1, (ONE, -ONE)), _normal(1), q_shift=True)
 _EQUAL = Family(_normal(1), _normal(1, SHIFTS), k_shift=True, equal=True)
+
+
+def _below(size: int) -> Family:
+    """64 columns of size * -size at the default scale of 576 columns: -64 / 24 * size**2."""
+    return Family(Distribution(0, (size * ONE,)), _normal(1, SHIFTS), k_shift=True, equal=True,
+                  same=Distribution(0, (-size * ONE,)))  # fmt: skip
+
+
 LATE_KEY = Distribution(0, (8 * ONE, -8 * ONE))
 
 _FAMILIES = {
@@ -56,12 +66,14 @@ _FAMILIES = {
     ("extreme", "big_logits"): _BIG,
     ("extreme", "late_token"): _LATE,
     ("extreme", "equal"): _EQUAL,
+    ("extreme", "below"): _below(136),
+    ("extreme", "far_below"): _below(6144),
 }
 
 
 def family_of(name: str, variant: str) -> Family:
     """The family of a case; variants that say nothing of the numbers fall to the plain one."""
-    return _FAMILIES.get((name, variant)) or _FAMILIES[(name, "")]
+    return _FAMILIES.get((name, variant)) or _FAMILIES.get((name, "")) or _BIG
 
 
 # FP8 caches: codes spread over e4m3's range, and the power of two that brings them to the family

@@ -4,20 +4,68 @@ from __future__ import annotations
 
 import time
 import traceback
+from dataclasses import replace
 
+from flashmla_hub.conformance import narrow
 from flashmla_hub.conformance.checks import CHECKS
 from flashmla_hub.conformance.isolate import EXITS
 from flashmla_hub.conformance.memory import NotReached
 from flashmla_hub.conformance.model import Case, CaseResult, Outcome
 from flashmla_hub.conformance.stdout import StdoutWatch
 from flashmla_hub.conformance.subject import Subject
-from flashmla_hub.conformance.trial import NotClaimed, Trial, Wrong
+from flashmla_hub.conformance.trial import RAISES, REFUSES_CLAIMED, NotClaimed, Trial, Wrong
 
 PRINTS = "prints on stdout"
+# clauses whose cases go to an end of an axis
+WHOLE_AXIS = frozenset(("C5.2a", "C1.1a", "C1.10", "C1.14", "C1.15", "C1.16", "C3.0a", "C4.1a",
+                        "C4.1b"))  # fmt: skip
+
+
+NARROWED = 24  # failures of one subject that are narrowed down: the others are like them
 
 
 def judge(subject: Subject, case: Case) -> CaseResult:
-    """Put ``case`` to ``subject``. Never raises for what the subject does."""
+    """Put ``case`` to ``subject``. Never raises for what the subject does.
+
+    A failure of a case that is large, or unusual, on any axis is narrowed down: its diagnosis
+    names the axes to blame, where there are.
+    """
+    result = _judge(subject, case)
+    if not result.outcome.bad or not result.clause or not set(case.clauses) & WHOLE_AXIS:
+        return result
+    subject.narrowed += 1
+    if subject.narrowed > NARROWED:
+        return result
+    found = narrow.blame(case, lambda smaller: _fails(subject, smaller))
+    if not found:
+        return result
+    if result.diagnosis in (RAISES, REFUSES_CLAIMED):
+        found = f"{result.diagnosis}: {found}"
+    elif result.diagnosis:
+        return replace(result, diagnosis=found, reason=f"{result.diagnosis}; {result.reason}")
+    return replace(result, diagnosis=found)
+
+
+def _fails(subject: Subject, case: Case) -> bool | None:
+    """Whether one call is wrong; None where it cannot be put. Without a diagnosis: half the work
+    of a case, and narrowing puts many."""
+    trial = Trial(subject, case)
+    if not trial.claim.accepted:
+        return None
+    try:
+        with StdoutWatch():
+            got = trial.run(trial.call, **trial.metadata(trial.call))
+            want = trial.want
+            return not trial.compared(got, want).ok
+    except Wrong:
+        return True
+    except (NotClaimed, NotReached, MemoryError):
+        return None
+    except (Exception, SystemExit):  # a case that narrowing cannot make
+        return None
+
+
+def _judge(subject: Subject, case: Case) -> CaseResult:
     started = time.perf_counter()
     trial = Trial(subject, case)
     notes = trial.notes

@@ -140,8 +140,8 @@ class Rope(Oracle):
 
 
 class Interleaved(Oracle):
-    def group(self, tokens: Tensor) -> Tensor:
-        return tokens.transpose(0, 1)[self.heads % self.key.h_kv]
+    def kv_head(self) -> Tensor:
+        return self.heads % self.key.h_kv
 
 
 class Dropped(Oracle):
@@ -189,13 +189,20 @@ class Strides(Oracle):
     def __init__(self, call: Call, page: bool, token: bool, q: bool = False) -> None:
         super().__init__(call)
         kv = call.kv
-        token_stride = kv.shape[2] * kv.shape[3] if token else kv.stride(1)
-        page_stride = kv.shape[1] * token_stride if page else kv.stride(0)
-        strides = (page_stride, token_stride, kv.shape[3], 1)
-        self.packed = kv.as_strided(kv.shape, strides, kv.storage_offset())
+        if kv.dim() == 3:  # sparse_prefill's flat array
+            self.packed = kv
+        else:
+            self.packed = self._packed(kv, page, token)
         if q:
             flat = call.storages["q"].view(call.q.dtype).flatten()
-            self.queries = flat[: call.q.numel()].view(call.q.shape).cpu().double()
+            self.queries = flat[: call.q.numel()].view(call.q.shape).cpu()
+
+    @staticmethod
+    def _packed(kv: Tensor, page: bool, token: bool) -> Tensor:
+        token_stride = kv.shape[2] * kv.shape[3] if token else kv.stride(1)
+        page_stride = kv.shape[1] * token_stride if page else kv.stride(0)
+        strides = (page_stride, token_stride, *kv.stride()[2:])
+        return kv.as_strided(kv.shape, strides, kv.storage_offset())
 
     def fetch(self, cache: Tensor, pages: Tensor) -> Tensor:
         return super().fetch(self.packed if cache is self.call.kv else cache, pages)

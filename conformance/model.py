@@ -24,9 +24,18 @@ from flashmla_hub.request import KernelKey
 LEVELS = ("L0", "L1", "L2", "L3", "L4")
 FAMILIES = ("flat", "peaked", "extreme")
 
+LAYOUT_ORDER = (
+    "causal_flag", "shared_pages", "pooled", "tiled", "poison", "null_block", "pad_nan",
+    "table_strided", "negative_length", "over_capacity", "invalid", "leading_invalid",
+    "duplicates", "sink_inf", "free_scales", "head_major", "q_batch_strided", "q_expanded",
+    "neg_view", "kv_neg_view", "inference", "uint8", "int8", "records", "near_extra", "unaligned",
+)  # fmt: skip
+"""Words of ``Case.layout``: what lies around a case's numbers in memory, and how."""
+
 # What a case does with the port. "values" compares out and lse with the oracle; all others judge
-# a property or a refusal (conformance/properties/ has one function for each).
+# a property or a refusal (conformance/checks/ has one function for each).
 VALUES = "values"
+CLAIMS = "claims"  # the optional group of all cases drawn from claims: no extra of a badge
 # a backend's own refusal of one unclaimed key, through the back door (C5.2)
 REFUSAL = "refusal"
 
@@ -58,7 +67,7 @@ class Case:
     """One question to a port.
 
     Attributes:
-        id: unique and stable; frozen in ``mustpass/<level>-v1.txt`` beside :meth:`digest`.
+        id: unique and stable; frozen in ``mustpass/`` beside :meth:`digest`.
         clauses: of the contract, the most telling first.
         level: the lowest level whose run includes the case.
         optional: '' for a case its level needs; else the badge's extra it belongs to (``fp16``).
@@ -72,6 +81,7 @@ class Case:
         layout: words on how memory is laid out, in a fixed order, e.g. ``shared_pages``.
         scale: softmax_scale, None for the default of C1.6.
         extra_lengths: like lengths, for the second cache of a sparse call; () without one.
+        table_width: columns of block_table; 0 for a few past the longest row's.
         seed: of the inputs; 0 in every frozen case.
     """
 
@@ -88,6 +98,7 @@ class Case:
     layout: tuple[str, ...] = ()
     scale: float | None = None
     extra_lengths: tuple[int, ...] = ()
+    table_width: int = 0
     seed: int = 0
 
     def digest(self) -> str:
@@ -166,6 +177,15 @@ class LevelResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FamilyResult:
+    """A family's own levels, L0 to L3; ``level`` is the highest reached, '' for none."""
+
+    family: str
+    level: str
+    levels: tuple[LevelResult, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunMeta:
     """Facts of a run beside its cases. ``claims`` are the declared capabilities, verbatim."""
 
@@ -193,8 +213,8 @@ class RunMeta:
 class RunResult:
     """One run: every case that was asked, in order, and the levels computed from them.
 
-    ``level`` is the highest reached, '' for none; ``extras`` are the optional groups passed whole;
-    ``badge`` reads like ``L2 v1 cpu +fp16``.
+    ``level`` is the highest reached, '' for none; ``families`` each have their own; ``extras`` are
+    the optional groups passed whole; ``badge`` reads like ``L2 v2 cpu sparse L2 +fp16``.
     """
 
     meta: RunMeta
@@ -202,6 +222,7 @@ class RunResult:
     results: tuple[CaseResult, ...]
     levels: tuple[LevelResult, ...] = ()
     level: str = ""
+    families: tuple[FamilyResult, ...] = ()
     extras: tuple[str, ...] = ()
     badge: str = ""
 

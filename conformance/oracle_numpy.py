@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmla_hub.conformance.bits import decode
-from flashmla_hub.conformance.inputs import Inputs, sink_values, values
+from flashmla_hub.conformance import fp8
+from flashmla_hub.conformance.bits import FLOAT32, FORMATS, decode
+from flashmla_hub.conformance.inputs import Bits, Inputs
 from flashmla_hub.conformance.model import Case
 from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL
 
@@ -59,7 +60,7 @@ def visible(case: Case, row: int, t: int) -> int:
     length = case.lengths[row]
     if not case.key.causal:
         return length
-    return sum(1 for j in range(length) if j <= length - case.key.s_q + t)
+    return int(np.count_nonzero(np.arange(length) <= length - case.key.s_q + t))
 
 
 def dense_keys(inputs: Inputs, row: int) -> F64:
@@ -80,7 +81,7 @@ def sparse_keys(inputs: Inputs, row: int, t: int) -> F64:
             size = 1 << 62
         pages: dict[int, F64] = {}
         for slot in inputs.counted(row, t, extra):
-            page, offset = divmod(slot, size)
+            page, offset = divmod(inputs.flat_token(slot), size)
             if page not in pages:
                 pages[page] = values(inputs.sparse_tokens(page, extra), inputs.case)
             picked.append(pages[page][offset])
@@ -122,3 +123,15 @@ def merge(outs: list[F64], lses: list[F64]) -> tuple[F64, F64]:
         share = np.exp(np.where(np.isneginf(weight), -np.inf, weight - np.where(empty, 0, total)))
         result += np.where(share[..., None] > 0, out, 0) * share[..., None]
     return result, np.where(empty, np.inf, total)
+
+
+def values(pattern: Bits, case: Case) -> F64:
+    """float64 values of token bits in the case's format: (tokens, h_kv, d_qk)."""
+    layout = fp8.LAYOUTS.get(case.key.kv_format)
+    if layout:
+        return fp8.decode_tokens(pattern.astype(np.uint8), layout)[:, None, :]
+    return decode(pattern, FORMATS[case.key.dtype])
+
+
+def sink_values(inputs: Inputs) -> F64:
+    return decode(inputs.sink(), FLOAT32)

@@ -6,6 +6,7 @@ that diagnosis.py can make each known mistake by overriding one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from flashmla_hub.conformance.fp8 import LAYOUTS, Layout
 from flashmla_hub.conformance.memory import Call
+from flashmla_hub.conformance.samples import Probe, probe
 from flashmla_hub.request import DENSE_DECODE, SPARSE_PREFILL
 
 F64 = NDArray[np.float64]
@@ -22,13 +24,24 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs by query vector, whatever the op: ``out`` (batch, s_q, h_q, d_v), ``lse`` and
-    ``max_logits`` (batch, s_q, h_q), ``v_rms`` (batch, s_q), the RMS of V over visible keys."""
+    """Outputs by query vector, whatever the op: ``out`` (rows, queries, heads, d_v), ``lse`` and
+    ``max_logits`` (rows, queries, heads), ``v_rms`` (rows, queries), the RMS of V over visible
+    keys; of those rows, queries and heads that ``probe`` names."""
 
     out: F64
     lse: F64
     max_logits: F64
     v_rms: F64
+    probe: Probe
+
+    def part(self, tensor: Tensor) -> F64:
+        """The compared vectors of a tensor (batch, s_q, h_q, ...) of the call."""
+        if not self.probe.whole:
+            axes = (self.probe.rows, self.probe.queries, self.probe.heads)
+            for axis, chosen in enumerate(axes):
+                where = torch.tensor(chosen, dtype=torch.long, device=tensor.device)
+                tensor = tensor.index_select(axis, where)
+        return np.asarray(tensor.detach().cpu().double().numpy())
 
 
 class Oracle:
@@ -39,7 +52,7 @@ class Oracle:
         self.table = None if call.block_table is None else call.block_table.cpu().long()
         self.lengths = None if call.cache_seqlens is None else call.cache_seqlens.cpu().long()
         q = call.q.unsqueeze(1) if self.key.op == SPARSE_PREFILL else call.q
-        self.queries = q.cpu().double()
+        self.queries = q.cpu()
         self._keys: dict[int, Tensor] = {}
         self.heads = torch.arange(self.key.h_q)  # fewer: only those heads are computed
 
@@ -115,15 +128,24 @@ class Oracle:
     def values(self, keys: Tensor) -> Tensor:
         return keys[..., : self.key.d_v]
 
-    def group(self, tokens: Tensor) -> Tensor:
-        """C1.6: (n, h_kv, d) -> (h_q, n, d), each query head with its own kv head's tokens."""
-        return tokens.transpose(0, 1)[self.heads // (self.key.h_q // self.key.h_kv)]
+    def kv_head(self) -> Tensor:
+        """C1.6: the kv head of each head."""
+        return self.heads // (self.key.h_q // self.key.h_kv)
 
     def dots(self, q: Tensor, keys: Tensor) -> Tensor:
         """(h_q, n) unscaled logits."""
         if self.key.h_kv == 1:
             return q @ keys[:, 0].T
-        return torch.einsum("hd,hnd->hn", q, self.group(keys))
+        result = q.new_empty((len(q), len(keys)))
+        for head, mine in self._groups():
+            result[mine] = q[mine] @ keys[:, head].T
+        return result
+
+    def _groups(self) -> Iterator[tuple[int, Tensor]]:
+        """(kv head, the heads that use it)."""
+        of = self.kv_head()
+        for head in of.unique().tolist():
+            yield head, of == head
 
     def logits(self, q: Tensor, keys: Tensor) -> Tensor:
         return self.dots(q, keys) * self.scale
@@ -132,7 +154,10 @@ class Oracle:
         """(h_q, d_v): the weighted sum of V."""
         if self.key.h_kv == 1:
             return weights @ values[:, 0]
-        return torch.einsum("hn,hnd->hd", weights, self.group(values))
+        result = weights.new_empty((len(weights), values.shape[-1]))
+        for head, mine in self._groups():
+            result[mine] = weights[mine] @ values[:, head]
+        return result
 
     def attend(self, logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(out, lse) of one query with at least one key."""
@@ -164,23 +189,27 @@ class Oracle:
             out, lse = self.empty()
             return out, lse, torch.full_like(lse, float("-inf")), 0.0
         values = self.values(keys)
-        logits = self.logits(self.queries[row, t][self.heads], keys)
+        logits = self.logits(self.queries[row, t][self.heads].double(), keys)
         out, lse = self.sink(*self.attend(logits, values))
         return out, lse, logits.max(dim=1).values, float(values.square().mean().sqrt())
 
     def all(self) -> Outputs:
-        """Outputs of the whole call."""
-        key = self.key
-        heads = (self.batch, self.s_q, key.h_q)
-        result = Outputs(np.zeros((*heads, key.d_v)), np.zeros(heads), np.zeros(heads),
-                         np.zeros(heads[:2]))  # fmt: skip
-        for row in range(self.batch):
-            for t in range(self.s_q):
+        """Outputs of the call, or of a large one's probe."""
+        seen = probe(self.case)
+        if self.batch != self.case.batch:  # some rows of the case's own
+            seen = Probe(tuple(range(self.batch)), tuple(range(self.s_q)),
+                         tuple(range(self.key.h_q)), True)  # fmt: skip
+        self.heads = torch.tensor(seen.heads, dtype=torch.long)
+        shape = (len(seen.rows), len(seen.queries), len(seen.heads))
+        result = Outputs(np.zeros((*shape, self.key.d_v)), np.zeros(shape), np.zeros(shape),
+                         np.zeros(shape[:2]), seen)  # fmt: skip
+        for at, row in enumerate(seen.rows):
+            for nth, t in enumerate(seen.queries):
                 out, lse, top, rms = self.query(row, t)
-                result.out[row, t] = out.numpy()
-                result.lse[row, t] = lse.numpy()
-                result.max_logits[row, t] = top.numpy()
-                result.v_rms[row, t] = rms
+                result.out[at, nth] = out.numpy()
+                result.lse[at, nth] = lse.numpy()
+                result.max_logits[at, nth] = top.numpy()
+                result.v_rms[at, nth] = rms
         return result
 
 

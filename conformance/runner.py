@@ -81,7 +81,7 @@ def run(
     if isinstance(subject, BackendSubject) and subject.missing():
         reasons = "; ".join(subject.missing())
         raise NoBackendError(f"backend {target!r} cannot be judged on {options.device}: {reasons}")
-    asked = selected(cases_of(options.level) if cases is None else cases, options)
+    asked = selected(cases_of(options.level, subject.claims()) if cases is None else cases, options)
     started = _now()
     results: list[CaseResult] = []
 

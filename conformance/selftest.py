@@ -7,6 +7,7 @@ backend may fail a case. ``diagnosed`` counts the mutants whose failure was call
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import sys
@@ -17,14 +18,18 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from flashmla_hub.backend import Backend
+from flashmla_hub.capabilities import Capabilities
 from flashmla_hub.conformance.cases import all_cases
+from flashmla_hub.conformance.drawn import cases_from
 from flashmla_hub.conformance.judge import judge
 from flashmla_hub.conformance.levels import needed
 from flashmla_hub.conformance.model import LEVELS, Case, CaseResult
 from flashmla_hub.conformance.mutants.honest import HalfBackend, HonestBackend
-from flashmla_hub.conformance.mutants.roster import MUTANTS, Mutant
-from flashmla_hub.conformance.subject import BackendSubject
+from flashmla_hub.conformance.mutants.roster import ANY, MUTANTS, Mutant
+from flashmla_hub.conformance.subject import BackendSubject, plain_claims
 from flashmla_hub.testing import registered
 
 FAILURES = 2  # of a mutant: enough to see what is said most
@@ -58,27 +63,58 @@ class FalseAlarm:
 
 def cost(case: Case) -> int:
     """Roughly how long a case takes: keys times query heads, property checks several calls."""
-    work = (sum(case.lengths) + 64) * case.key.h_q * case.key.s_q
+    key = case.key
+    keys = sum(case.lengths) + sum(case.extra_lengths) + 64
+    work = keys * (key.h_q * key.s_q + 8) + case.batch * key.s_q * (50_000 + 400 * key.h_q)
+    if case.variant.startswith("offset_"):
+        work += 10**8
     return work * (1 if case.check == "values" else 4) + (10**9 if case.check == "soak" else 0)
 
 
-def cases_for(mutant: Mutant) -> list[Case]:
-    """Its own clauses' cases up to its level, level by level: by first clause, then cheap ones."""
+@functools.cache
+def _drawn(declared: tuple[Capabilities, ...]) -> tuple[Case, ...]:
+    return cases_from([plain_claims(declaration) for declaration in declared])
+
+
+def drawn_for(mutant: Mutant) -> tuple[Case, ...]:
+    """The cases drawn from a mutant's own claims."""
+    backend = mutant.make()
+    assert isinstance(backend, HonestBackend)
+    return _drawn(backend.declares)
+
+
+def cases_for(mutant: Mutant, every: bool = False, drawn: bool = False) -> list[Case]:
+    """Its own clauses' cases up to its level, level by level: by first clause, then cheap ones.
+
+    Of a mutant that says which cases can see it, only those, unless ``every``; ``drawn``: of all
+    cases drawn from its claims instead, whatever their clauses.
+    """
     limit = LEVELS.index(mutant.level)
 
     def order(case: Case) -> tuple[int, bool, int]:
         own = case.clauses[0] in mutant.clauses
         return (LEVELS.index(case.level), not own, cost(case))
 
-    found = [
-        case
-        for case in all_cases()
-        if LEVELS.index(case.level) <= limit
-        and set(case.clauses) & set(mutant.clauses)
-        and case.optional in ("", mutant.optional)
-        and (case.optional or not mutant.optional)
-    ]
-    return sorted(found, key=order)
+    if drawn:
+        found = sorted(drawn_for(mutant), key=cost)
+    else:
+        candidates = [*all_cases(), *(drawn_for(mutant) if mutant.optional == ANY else ())]
+        found = sorted(
+            (
+                case for case in candidates
+                if LEVELS.index(case.level) <= limit
+                and set(case.clauses) & set(mutant.clauses)
+                and _group(case, mutant)
+            ),
+            key=cost if mutant.sees else order,
+        )  # fmt: skip
+    return [case for case in found if every or mutant.sees is None or mutant.sees(case)]
+
+
+def _group(case: Case, mutant: Mutant) -> bool:
+    if mutant.optional == ANY:
+        return True
+    return case.optional == mutant.optional or (not mutant.optional and not case.optional)
 
 
 def results_of(backend: Backend, cases: Iterable[Case], seed: int) -> Iterator[CaseResult]:
@@ -89,17 +125,17 @@ def results_of(backend: Backend, cases: Iterable[Case], seed: int) -> Iterator[C
             yield judge(subject, replace(case, seed=seed) if seed else case)
 
 
-def try_mutant(index: int, seed: int) -> Verdict:
-    """Runs a mutant until FAILURES of its cases went wrong, or all were run."""
+def try_mutant(index: int, seed: int, every: bool = False, drawn: bool = False) -> Verdict:
+    """Runs a mutant until FAILURES of its cases went wrong, or one was named, or all were run."""
     mutant = MUTANTS[index]
-    cases = cases_for(mutant)
+    cases = cases_for(mutant, every, drawn)
     levels = {case.id: case.level for case in cases}
     bad: list[CaseResult] = []
     ran = 0
     for result in results_of(mutant.make(), cases, seed):
         ran += 1
         bad += [result] if result.outcome.bad else []
-        if len(bad) == FAILURES:
+        if len(bad) == FAILURES or (bad and mutant.named(bad[0].diagnosis)):
             break
     verdict = Verdict(mutant.name, mutant.level, seed, bool(bad), ran=ran)
     if not bad:
@@ -111,7 +147,7 @@ def try_mutant(index: int, seed: int) -> Verdict:
         level=min((levels[result.id] for result in bad), key=LEVELS.index),
         case=bad[0].id,
         said=said or bad[0].reason[:60],
-        diagnosed=any(name in mutant.says for name in names),
+        diagnosed=any(mutant.named(name) for name in names),
     )
 
 
@@ -130,22 +166,31 @@ def try_honest(which: int, ids: Sequence[str], seed: int) -> list[FalseAlarm]:
 
 
 def run(
-    seeds: int = 1, jobs: int = 1, every_case: bool = False, only: str = ""
+    seeds: int = 1, jobs: int = 1, every_case: bool = False, only: str = "", drawn: bool = False
 ) -> tuple[list[Verdict], list[FalseAlarm]]:
     """All mutants (or those whose name holds ``only``) and the honest backends on each seed.
 
     The honest ones run the cases that mutants of L1 and L2 are judged by first, or with
-    ``every_case`` the whole table. ``jobs`` processes share the work.
+    ``every_case`` the whole table. ``drawn``: the fixed cases off, only those drawn from claims.
+    ``jobs`` processes share the work.
     """
     mutants = [i for i, m in enumerate(MUTANTS) if only in m.name]
     table = [case.id for case in all_cases()]
-    if not every_case:
+    if drawn:
+        table = []
+    elif not every_case:
         probes = {case.id for i in mutants for case in cases_for(MUTANTS[i])[:1]}
         table = [name for name in table if name in probes]
     chunks = [table[i : i + CHUNK] for i in range(0, len(table), CHUNK)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        tried = [pool.submit(try_mutant, i, seed) for seed in range(seeds) for i in mutants]
+    with ProcessPoolExecutor(
+        jobs, context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        tried = [
+            pool.submit(try_mutant, i, seed, every_case, drawn)
+            for seed in range(seeds)
+            for i in mutants
+        ]
         honest = [
             pool.submit(try_honest, which, ids, seed)
             for seed in range(seeds)
@@ -176,8 +221,8 @@ def totals(verdicts: Sequence[Verdict], alarms: Sequence[FalseAlarm]) -> dict[st
 
 
 def passes(count: dict[str, int]) -> bool:
-    """100 % killed, at least 80 % diagnosed, no false alarm."""
-    enough = 5 * count["diagnosed"] >= 4 * count["mutants"]
+    """100 % killed, at least 90 % diagnosed, no false alarm."""
+    enough = 10 * count["diagnosed"] >= 9 * count["mutants"]
     return count["killed"] == count["mutants"] and enough and not count["false_alarms"]
 
 
@@ -202,11 +247,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--every-case", action="store_true",
                         help="put the whole case table to the honest backends")  # fmt: skip
+    parser.add_argument("--drawn", action="store_true",
+                        help="fixed cases off: what the cases drawn from claims kill alone, at "
+                        "least 80 %% (naming is not asked)")  # fmt: skip
     parser.add_argument("-k", dest="only", default="", help="mutants whose name holds this")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     started = time.monotonic()
-    verdicts, alarms = run(args.seeds, args.jobs, args.every_case, args.only)
+    verdicts, alarms = run(args.seeds, args.jobs, args.every_case, args.only, args.drawn)
     count = totals(verdicts, alarms)
     if args.json:
         result: dict[str, Any] = {**count, "seconds": round(time.monotonic() - started, 1)}
@@ -215,6 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(result, indent=1))
     else:
         print(table(verdicts, alarms))
+    if args.drawn:
+        return 0 if 5 * count["killed"] >= 4 * count["mutants"] else 1
     return 0 if passes(count) else 1
 
 

@@ -54,6 +54,7 @@ class Subject(Protocol):
     device: str
     info: DeviceInfo
     has_back_door: bool
+    narrowed: int  # failures that were narrowed down so far
 
     def claim(self, case: Case) -> Claim: ...
 
@@ -108,6 +109,7 @@ class BackendSubject:
         self.backend = flashmla_hub.get_backend(name)
         self.name, self.version, self.device = name, self.backend.version, device
         self.info = flashmla_hub.explain(KernelKey(), device=torch.device(device)).device
+        self.narrowed = 0
         self.declarations: tuple[Capabilities, ...] = self.backend.capabilities(self.info)
 
     def missing(self) -> tuple[str, ...]:
@@ -175,7 +177,9 @@ class BackendSubject:
         return frozenset(h for d in self.declarations for h in d.hazards)
 
     def claims(self) -> tuple[Mapping[str, Any], ...]:
-        return tuple(plain_claims(d) for d in self.declarations)
+        """Those declarations that hold on the device of the run."""
+        here = [d for d in self.declarations if not d.device_reasons(self.info)]
+        return tuple(plain_claims(d) for d in here)
 
     def files(self) -> tuple[str, ...]:
         return tuple(self.backend.files())
@@ -214,6 +218,7 @@ class FunctionSubject:
         self.name, self.device, self.module = spec, device, module
         self.version = str(getattr(module, "__version__", ""))
         self.info = flashmla_hub.explain(KernelKey(), device=torch.device(device)).device
+        self.narrowed = 0
         signature = inspect.signature(self.function).parameters
         self.takes = None if any(
             p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.values()
@@ -241,8 +246,8 @@ class FunctionSubject:
         raise NotSupportedError(self.name, "back door", "asked", "a registered backend")
 
     def metadata(self, call: Call, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        if self._metadata is None:
-            return None, None
+        if self._metadata is None or call.cache_seqlens is None:
+            return None, None  # the first generation's metadata is of lengths
         if not args and not kwargs:
             key = call.case.key
             args = (call.cache_seqlens, key.s_q * key.h_q // key.h_kv, key.h_kv)

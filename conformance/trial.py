@@ -15,9 +15,10 @@ from torch import Tensor
 from flashmla_hub import FlashMLAHubError, NotSupportedError
 from flashmla_hub.conformance import diagnosis, samples
 from flashmla_hub.conformance.inputs import Inputs
-from flashmla_hub.conformance.memory import Call, place, unwritten
+from flashmla_hub.conformance.memory import Call, unwritten
 from flashmla_hub.conformance.model import Case, Metrics, Outcome, Samples
 from flashmla_hub.conformance.oracle_torch import Oracle, Outputs
+from flashmla_hub.conformance.placing import place
 from flashmla_hub.conformance.subject import Claim, Got, Subject, out_keywords
 from flashmla_hub.conformance.tolerance import Comparison, compare, excess, lse_bound
 from flashmla_hub.request import SPARSE_PREFILL
@@ -211,22 +212,29 @@ class Trial:
     def judge(self, call: Call, got: Got, want: Outputs | None = None, clause: str = "") -> None:
         """Compare with the oracle; keep metrics and samples of the case's own first call."""
         expected = want or (self.want if call is self.call else Oracle(call).all())
-        out, lse = vectors(got.out), vectors_of_lse(got.lse)
-        result = compare(self.case, out, lse, expected.out, expected.lse, expected.v_rms)
-        metrics = _public(result.metrics, self.case)
+        result = self.compared(got, expected)
+        metrics = _public(result.metrics, self.case, expected.probe)
         if self.notes.metrics is None:
             self.notes.metrics = metrics
             self.notes.samples = self.sampled(got)
         if not result.ok:
             self.fail(call, got, expected, result, metrics, clause)
+        if not expected.probe.whole and not bool(torch.isfinite(got.out).all()):
+            at = torch.nonzero(~torch.isfinite(got.out))[0].tolist()
+            raise Wrong(clause or self.case.clauses[0], f"out{at} is not finite", metrics=metrics)
         if got.max_logits is not None:
             self.judge_max_logits(got.max_logits, expected)
+
+    def compared(self, got: Got, want: Outputs) -> Comparison:
+        out, lse = want.part(vectors(got.out)), want.part(vectors_of_lse(got.lse))
+        return compare(self.case, out, lse, want.out, want.lse, want.v_rms)
 
     def fail(
         self, call: Call, got: Got, want: Outputs, result: Comparison, metrics: Metrics, clause: str
     ) -> None:
         marks = bool(unwritten(got.out).any()) or bool(unwritten(got.lse).any())
-        found = diagnosis.diagnose(call, vectors(got.out), vectors_of_lse(got.lse), want, result,
+        found = diagnosis.diagnose(call, want.part(vectors(got.out)),
+                                   want.part(vectors_of_lse(got.lse)), want, result,
                                    marks)  # fmt: skip
         reason = result.reason
         if metrics.tensor:
@@ -236,13 +244,14 @@ class Trial:
         raise Wrong(clause or own, reason, found.name, metrics)
 
     def judge_max_logits(self, got: Tensor, want: Outputs) -> None:
-        values = got.double().cpu().numpy()[:, None, :]
+        values = want.part(got[:, None, :])
         bound = lse_bound(self.case, want.max_logits)
         _, _, bad = excess(values, want.max_logits, bound)
         if bad.any():
             at = tuple(int(i) for i in np.argwhere(bad)[0])
             expected, found = float(want.max_logits[at]), float(values[at])
-            raise Wrong("C4.3", f"max_logits{[at[0], at[2]]}: expected {expected:.6g}, got "
+            where = [want.probe.rows[at[0]], want.probe.heads[at[2]]]
+            raise Wrong("C4.3", f"max_logits{where}: expected {expected:.6g}, got "
                         f"{found:.6g}", "max_logits wrong")  # fmt: skip
 
     def same_bits(self, first: Got, second: Got, clause: str, name: str, what: str) -> None:
@@ -259,10 +268,10 @@ class Trial:
             named.append(("max_logits", got.max_logits))
         result = []
         for name, tensor in named:
-            index = samples.positions(self.case.id, name, tensor.numel(), self.case.seed)
+            shape = tuple(int(n) for n in tensor.shape)
+            index = samples.recorded(self.case, name, shape)
             flat = tensor.detach().cpu().contiguous().flatten()
             picked = flat[torch.tensor(index, dtype=torch.long)].double().tolist()
-            shape = tuple(int(n) for n in tensor.shape)
             result.append(Samples(tensor=name, shape=shape, index=index, value=tuple(picked)))
         return tuple(result)
 
@@ -273,16 +282,14 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(carrier)
 
 
-def vectors(out: Tensor) -> F64:
+def vectors(out: Tensor) -> Tensor:
     """out by query vector (batch, s_q, h_q, d_v); a query of sparse_prefill is a row."""
-    array = out.detach().cpu().double().numpy()
-    return array[:, None] if array.ndim == 3 else array
+    return out[:, None] if out.dim() == 3 else out
 
 
-def vectors_of_lse(lse: Tensor) -> F64:
+def vectors_of_lse(lse: Tensor) -> Tensor:
     """(batch, s_q, h_q)."""
-    array = lse.detach().cpu().double().numpy()
-    return array[:, None] if array.ndim == 2 else array.transpose(0, 2, 1)
+    return lse[:, None] if lse.dim() == 2 else lse.transpose(1, 2)
 
 
 def raising(function: Callable[[], Any]) -> Exception | None:
@@ -294,12 +301,17 @@ def raising(function: Callable[[], Any]) -> Exception | None:
     return None
 
 
-def _public(metrics: Metrics, case: Case) -> Metrics:
+def _public(metrics: Metrics, case: Case, probe: samples.Probe) -> Metrics:
     """The coordinate as the op's own outputs have it: sparse_prefill has no s_q axis."""
-    if case.key.op != SPARSE_PREFILL or not metrics.at:
+    if not metrics.at:
         return metrics
-    drop = 1 if metrics.tensor == "out" else 2
-    return replace(metrics, at=tuple(n for i, n in enumerate(metrics.at) if i != drop))
+    order = (probe.rows, probe.queries, probe.heads)
+    if metrics.tensor == "lse":
+        order = (probe.rows, probe.heads, probe.queries)
+    at = [axis[n] for axis, n in zip(order, metrics.at, strict=False)] + list(metrics.at[3:])
+    if case.key.op == SPARSE_PREFILL:
+        del at[1 if metrics.tensor == "out" else 2]
+    return replace(metrics, at=tuple(at))
 
 
 def _said(error: BaseException) -> str:

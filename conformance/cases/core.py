@@ -107,7 +107,7 @@ def refusals() -> list[Case]:
         "kv-page-strided": {"kv_strides": "page_strided"},
         "kv-token-strided": {"kv_strides": "token_strided"},
         "q-strided": {"q_strides": "token_strided"},
-        "unaligned": {"alignment": 1},
+        "unaligned": {"words": "unaligned"},
         "fp8-v32": {"kv_format": "v32"},
     }
     claims = [

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flashmla_hub.conformance.model import VALUES, Case
+from flashmla_hub.conformance.model import LAYOUT_ORDER, VALUES, Case
 from flashmla_hub.request import KernelKey
 
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-LAYOUT_ORDER = (
-    "causal_flag", "shared_pages", "poison", "table_strided", "negative_length", "over_capacity",
-    "invalid", "duplicates", "sink_inf", "free_scales",
-)  # fmt: skip
+
+ITEM = {"float32": 4}  # bytes of an element; 2 of the other dtypes
 
 
 def make(
@@ -27,6 +25,7 @@ def make(
     words: str = "",
     scale: float | None = None,
     extra_lengths: Sequence[int] = (),
+    table_width: int = 0,
     optional: str = "",
     name: str = "",
     **facts: Any,
@@ -39,14 +38,15 @@ def make(
     unknown = set(words.split()) - set(layout)
     if unknown:
         raise ValueError(f"layout words {sorted(unknown)}: expected some of {LAYOUT_ORDER}")
-    if "alignment" in facts:  # of q and of the cache
-        facts["q_alignment"] = facts["kv_alignment"] = facts.pop("alignment")
+    if "unaligned" in layout:  # q and the cache begin at their second element
+        facts["q_alignment"] = facts["kv_alignment"] = ITEM.get(facts.get("dtype", ""), 2)
     key = KernelKey(**facts)
     detail = name or _detail(key, family, variant, layout)
     return Case(
         id=f"{group}/{detail}", clauses=tuple(clauses.split()), level=level, key=key,
         batch=len(lengths), lengths=tuple(lengths), check=check, optional=optional, family=family,
         variant=variant, layout=layout, scale=scale, extra_lengths=tuple(extra_lengths),
+        table_width=table_width,
     )  # fmt: skip
 
 
@@ -75,7 +75,5 @@ def _detail(key: KernelKey, family: str, variant: str, layout: tuple[str, ...]) 
         parts.append(f"kv_{key.kv_strides}")
     if key.q_strides != neutral.q_strides:
         parts.append("q_strided")
-    if key.alignment != neutral.alignment:
-        parts.append("unaligned")
     parts += [variant or family, *layout]
     return "-".join(parts)

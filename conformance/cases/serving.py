@@ -108,7 +108,7 @@ def strided() -> list[Case]:
              q_strides="token_strided", **peaked),
         make("strided", "L2", "C1.1 C1.2 C1.3", (130, 64), h_q=64, kv_strides="token_strided",
              q_strides="token_strided", words="table_strided", **peaked),
-        make("strided", "L2", "C1.15", (130, 64), h_q=16, alignment=1, optional="unaligned",
+        make("strided", "L2", "C1.15", (130, 64), h_q=16, words="unaligned", optional="unaligned",
              **peaked),
     ]  # fmt: skip
     return result

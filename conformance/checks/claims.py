@@ -13,8 +13,9 @@ from flashmla_hub import InvalidRequestError
 from flashmla_hub.capabilities import HAZARDS
 from flashmla_hub.conformance.checks.values import values
 from flashmla_hub.conformance.inputs import Inputs
-from flashmla_hub.conformance.memory import Call, place
+from flashmla_hub.conformance.memory import Call
 from flashmla_hub.conformance.model import Outcome
+from flashmla_hub.conformance.placing import place
 from flashmla_hub.conformance.subject import BackendSubject
 from flashmla_hub.conformance.trial import (
     SWALLOWS,

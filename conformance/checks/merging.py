@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import flashmla_hub
 from flashmla_hub.conformance import oracle_numpy
@@ -76,12 +77,16 @@ def empty_parts(trial: Trial) -> None:
         if bool((out != 0).any()) or not bool(torch.isposinf(total).all()):
             raise Wrong("C7.1", f"all parts with lse {label}: expected out 0, lse +inf",
                         MERGE_WRONG)  # fmt: skip
-    halves = [vectors(got.out)] * 2, [vectors_of_lse(got.lse)] * 2
+    halves = [_array(vectors(got.out))] * 2, [_array(vectors_of_lse(got.lse))] * 2
     want_out, want_lse = oracle_numpy.merge(*halves)
     out, lse = flashmla_hub.merge_states([got.out] * 2, [got.lse] * 2)
-    close = np.allclose(vectors(out), want_out, rtol=1e-2, atol=1e-3)
-    if not close or not np.allclose(vectors_of_lse(lse), want_lse, rtol=1e-5, atol=1e-5):
+    close = np.allclose(_array(vectors(out)), want_out, rtol=1e-2, atol=1e-3)
+    if not close or not np.allclose(_array(vectors_of_lse(lse)), want_lse, rtol=1e-5, atol=1e-5):
         raise Wrong("C7.1", "two equal parts: expected the same out, lse + ln 2", MERGE_WRONG)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.float64]:
+    return np.asarray(tensor.detach().cpu().double().numpy())
 
 
 def _same(trial: Trial, expected: Got, got: Got, what: str) -> None:

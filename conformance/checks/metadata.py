@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,13 +63,26 @@ def other_shape(trial: Trial) -> None:
     call = trial.call
     meta = trial.metadata(call)
     trial.judge(call, trial.run(call, **meta))
-    fewer = rows_of(call, [0])
-    fewer_heads = call.with_(q=call.q[:, :, : call.case.key.h_q // 2].contiguous())
-    for field, other in (("batch", fewer), ("h_q", fewer_heads)):
+    others = [("batch", rows_of(call, [0]))]
+    if heads := _other_heads(trial):
+        q = call.q[:, :, torch.arange(heads, device=call.device) % call.case.key.h_q]
+        others.append(("h_q", call.with_(q=q.contiguous())))
+    for field, other in others:
         error = raising(lambda c=other: trial.subject.run(c, **meta))  # type: ignore[misc]
         if not isinstance(error, InvalidRequestError) or field not in str(error):
             raise Wrong("C2.2", f"metadata used with another {field}: got {error!r}, expected "
                         f"InvalidRequestError naming {field}")  # fmt: skip
+
+
+def _other_heads(trial: Trial) -> int | None:
+    """Another number of heads that the subject takes; None for a port of a single one."""
+    case, mine = trial.case, trial.case.key.h_q
+    choices = (mine // 2, 2 * mine, 4 * mine, 8 * mine, 1, mine + 1, mine - 1)
+    for heads in choices:
+        other = replace(case, key=case.key.with_(h_q=heads)) if heads else case
+        if heads and trial.subject.claim(other).accepted:
+            return heads
+    return None
 
 
 def tensors(trial: Trial) -> None:
@@ -157,9 +171,8 @@ def two_calls(trial: Trial) -> None:
 
 def rows_of(call: Call, rows: list[int]) -> Call:
     """The call for some of its rows, in the order given."""
-    assert call.block_table is not None and call.cache_seqlens is not None
     index = torch.tensor(rows, device=call.device)
-    return call.with_(
-        q=call.q[index], block_table=call.block_table[index],
-        cache_seqlens=call.cache_seqlens[index],
-    )  # fmt: skip
+    per_row = ("q", "block_table", "cache_seqlens", "indices", "topk_length", "extra_indices",
+               "extra_topk_length")  # fmt: skip
+    parts = {name: getattr(call, name) for name in per_row}
+    return call.with_(**{name: part[index] for name, part in parts.items() if part is not None})

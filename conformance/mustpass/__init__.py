@@ -1,6 +1,9 @@
-"""The frozen case lists ``<level>-v1.txt``: one ``id digest`` a line, each level's file holding
-everything its run asks. A run is compared with them by exact match, and a verifier holds
-evidence against them."""
+"""The frozen case lists ``<level>-v2.txt``: one ``id digest`` a line, each level's file holding
+every fixed case that its run asks. A run is compared with them by exact match, and a verifier
+holds evidence against them. Lists of older contract versions stay, for their evidence.
+
+Cases drawn from claims are frozen by their rule: ``drawn-v2.txt`` has, for a few declarations,
+how many cases the rule makes of them and a digest over their ids and digests."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@ contract or generator version only; a test compares the lists with the case tabl
 
 from flashmla_hub.conformance.cases import cases_of
 from flashmla_hub.conformance.model import LEVELS
-from flashmla_hub.conformance.mustpass import path, text
+from flashmla_hub.conformance.mustpass import drawn, path, text
 
 for level in LEVELS:
     path(level).write_text(text(cases_of(level)), encoding="ascii")
+drawn.PATH.write_text(drawn.text(), encoding="ascii")

@@ -1,8 +1,8 @@
 """An honest kernel in plain torch, cut into small steps that a mutant overrides one of.
 
-It shares no code with any backend of the hub. All work is done for the whole capacity of the
-block table with masks, so lengths are never read on the host; rows are worked one by one, so a
-row's bits do not depend on the rest of the batch.
+It shares no code with any backend of the hub. Rows are worked one by one, each for the pages it
+uses and a few more of its table, so a row's bits do not depend on the rest of the batch. Lengths
+are read on the host: the honest backends claim no graphs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from flashmla_hub.request import (
     KernelKey,
 )
 
+ROOM = 3  # table entries worked on past the last whole page
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -121,13 +122,15 @@ class HonestKernel(BoundKernel):
     def lse_layout(self, lse: Tensor) -> Tensor:
         return lse.transpose(1, 2).contiguous()
 
-    def run(self, call: Any) -> Any:
+    def run(self, call: Any, *rest: Any) -> Any:
+        """A call as one value, or its leading fields by position, as older kernels take them."""
+        fields = (call, *rest) if rest else call[: POSITIONAL[self.key.op]]
         table: dict[str, Callable[..., Any]] = {
             DENSE_DECODE: self.dense,
             SPARSE_DECODE: self.sparse,
             SPARSE_PREFILL: self.prefill,
         }
-        return table[self.key.op](*call[: POSITIONAL[self.key.op]])
+        return table[self.key.op](*fields)
 
     # dense decode
 
@@ -159,7 +162,8 @@ class HonestKernel(BoundKernel):
         if table.shape[1] == 0 or cache.shape[0] == 0:
             k = q.new_zeros((0, self.key.h_kv, self.key.d_qk), dtype=self.work)
         else:
-            k = self.gather(cache, self.pages(table[b], lengths[b], cache.shape[0])).to(self.work)
+            row = table[b, : max(int(lengths[b]), 0) // self.key.page_block_size + ROOM]
+            k = self.gather(cache, self.pages(row, lengths[b], cache.shape[0])).to(self.work)
         mask = self.visible(lengths[b], k.shape[0])
         group = self.key.h_q // self.key.h_kv
         out, lse, _ = self.attend(

@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from functools import partial
 
 from flashmla_hub.backend import Backend
-from flashmla_hub.conformance.mutants import behaviour, memory, values
+from flashmla_hub.conformance.model import Case
+from flashmla_hub.conformance.mutants import behaviour, engines, limits, memory, values
 from flashmla_hub.conformance.mutants.honest import HonestBackend
 from flashmla_hub.conformance.mutants.kernel import HonestKernel
+
+ANY = "*"  # of Mutant.optional: cases of every group, and none
 
 
 @dataclass(frozen=True)
 class Mutant:
     """``clauses``: the cases of these are run, up to ``level``, the lowest that should catch it.
 
-    ``says``: texts of which the verdict (diagnosis and reason) holds one when it is diagnosed
-    right. ``optional``: the optional group that is needed to see it, '' for none.
+    ``says``: texts of which the diagnosis holds one when it is right; all its parts, where it
+    has several joined by `` & ``. ``optional``: the optional group that is needed to see it, ''
+    for none.
+    ``sees``: which cases can, where the mutant's own condition tells.
     """
 
     name: str
@@ -26,6 +31,10 @@ class Mutant:
     says: tuple[str, ...]
     make: Callable[[], Backend]
     optional: str = ""
+    sees: Callable[[Case], bool] | None = None
+
+    def named(self, diagnosis: str) -> bool:
+        return any(all(part in diagnosis for part in said.split(" & ")) for said in self.says)
 
 
 def _backend(cls: type[HonestBackend], name: str) -> Backend:
@@ -42,12 +51,13 @@ def _mutants() -> tuple[Mutant, ...]:
     found: list[Mutant] = []
 
     def wrong(
-        what: type, clauses: str, level: str, *says: str, optional: str = ""
+        what: type, clauses: str, level: str, *says: str, optional: str = "",
+        sees: Callable[[Case], bool] | None = None,
     ) -> None:  # fmt: skip
         name = "mutant_" + "".join(f"_{c.lower()}" if c.isupper() else c for c in what.__name__)
         name = name.replace("__", "_")
         make = partial(_kernel if issubclass(what, HonestKernel) else _backend, what, name)
-        found.append(Mutant(name, tuple(clauses.split()), level, says, make, optional))
+        found.append(Mutant(name, tuple(clauses.split()), level, says, make, optional, sees))
 
     wrong(values.LseBase2, "C1.8", "L1", "LSE in base 2")
     wrong(values.LseUnscaled, "C1.8", "L1", "LSE without the scale")
@@ -136,7 +146,41 @@ def _mutants() -> tuple[Mutant, ...]:
     wrong(behaviour.RefusesClaimedPages, "C5.2", "L1", "claims what it refuses")
     wrong(behaviour.RaisesOnClaimed, "C5.2", "L1", "raises on what it claims",
           "claims what it refuses")  # fmt: skip
+    whole_axis(wrong)
     return tuple(found)
+
+
+WHOLE_AXIS = "C5.2a C1.15 C4.1b C4.1a C1.16 C1.1 C1.1a C3.2 C1.7 C4.3"
+
+
+def whole_axis(wrong: Callable[..., None]) -> None:
+    """Mutants that are right on small shapes."""
+    for limit in limits.LIMITS:
+        wrong(limits.kernel_of(limit), WHOLE_AXIS, "L3", limit.says, optional=ANY,
+              sees=limit.sees)  # fmt: skip
+    wrong(engines.HeadOfListInvalid, "C4.1b", "L2", "invalid entries at the head of a list")
+    wrong(engines.SecondCachePacked, "C4.1a", "L2", "second cache", optional=ANY)
+    wrong(engines.ListOffsets31Bits, "C1.14 C4.1b", "L3", "offsets wrapped", optional=ANY)
+    wrong(engines.FlatOffsets32Bits, "C1.14 C4.3", "L3", "offsets wrapped", optional=ANY)
+    wrong(engines.QuantisedOffsets32Bits, "C1.14 C3.1", "L3", "offsets wrapped", optional=ANY)
+    wrong(engines.EmptyRowsTimesQ, "C1.10", "L2", "NaN in q of rows without keys")
+    wrong(engines.WantsFloat8, "C3.0a", "L2", "a uint8 cache", optional=ANY)
+    wrong(engines.WantsUnsigned, "C3.0a", "L2", "an int8 cache", optional=ANY)
+    wrong(engines.NullSlotRead, "C4.1b", "L2", "NaN in the null block", "reads invalid entries",
+          "0 * NaN formed")  # fmt: skip
+    wrong(engines.WideTablePlan, "C5.2a C1.3", "L2", "block tables wider than", optional=ANY)
+    wrong(engines.EightQueries, "C5.2a C1.7", "L2", "more than 7 queries a row")
+    wrong(engines.HeadMajorIgnored, "C1.1a C1.1", "L2", "head-major q", "strides of q ignored")
+    wrong(engines.BatchStrideIgnored, "C1.1a C1.1", "L2", "batch-strided q",
+          "strides of q ignored", "strided q")  # fmt: skip
+    wrong(engines.ExpandedRows, "C1.1a C1.1", "L2", "expanded q", "strides of q ignored")
+    wrong(engines.FiniteMask, "C1.12", "L2", "logits far below zero lost")
+    wrong(engines.InferenceRefused, "C1.1a", "L2", "tensors of inference mode")
+    wrong(engines.SparseBatchVariant, "C1.13", "L2", "row depends on the rest of the batch",
+          optional="batch_invariant")  # fmt: skip
+    wrong(engines.RecordsIgnored, "C1.16", "L2", "records between tokens", optional="odd strides")
+    wrong(engines.FlatStrideIgnored, "C1.16", "L2", "strides of the cache ignored",
+          "token-strided cache")  # fmt: skip
 
 
 MUTANTS = _mutants()

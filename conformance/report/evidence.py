@@ -68,7 +68,11 @@ def build_statement(run: RunResult) -> dict[str, Any]:
             ended=meta.ended,
         ),
         verdict=schema.Verdict(
-            level=run.level, badge=run.badge, extras=run.extras, levels=run.levels
+            level=run.level,
+            badge=run.badge,
+            extras=run.extras,
+            levels=run.levels,
+            families=run.families,
         ),
         totals=totals(run.results),
         results=tuple(

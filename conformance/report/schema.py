@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flashmla_hub.conformance.model import CaseResult, LevelResult
+from flashmla_hub.conformance.model import CaseResult, FamilyResult, LevelResult
 
 SCHEMA_VERSION = "2"
 READABLE = ("1", "2")  # what 2 added has defaults: a file of 1 is read as it is
@@ -151,6 +151,7 @@ class Verdict:
     badge: str
     extras: tuple[str, ...]
     levels: tuple[LevelResult, ...]
+    families: tuple[FamilyResult, ...] = ()  # since contract 2
 
 
 @dataclass(frozen=True, kw_only=True)

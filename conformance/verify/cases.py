@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flashmla_hub.conformance import mustpass, records
-from flashmla_hub.conformance.cases import all_cases
+from flashmla_hub.conformance.cases import all_cases, at_most
 from flashmla_hub.conformance.challenge import seed_of
+from flashmla_hub.conformance.drawn import cases_from
 from flashmla_hub.conformance.levels import NEEDS_STREAMS, has_streams
 from flashmla_hub.conformance.model import Case, Metrics, Outcome
 from flashmla_hub.conformance.report import schema
@@ -17,7 +18,9 @@ from flashmla_hub.conformance.verify.finding import Verification
 def check(evidence: schema.Evidence, result: Verification) -> dict[str, Case]:
     """The kit's case of every result that answers one, by id."""
     seed = seed_of(evidence.run.seed, evidence.run.challenge)
-    frozen = {c.id: replace(c, seed=seed) if seed else c for c in all_cases()}
+    asked = evidence.run.level
+    drawn = _drawn(evidence, result)
+    frozen = {c.id: replace(c, seed=seed) if seed else c for c in (*all_cases(), *drawn)}
     known: dict[str, Case] = {}
     for got in evidence.results:
         if got.id in known:
@@ -33,9 +36,8 @@ def check(evidence: schema.Evidence, result: Verification) -> dict[str, Case]:
         if got.clauses != case.clauses:
             result.add("clauses", got.id, f"{got.clauses}, expected {case.clauses}")
         _outcome(case, got, evidence, result)
-    asked = evidence.run.level
     if not evidence.run.selected:
-        listed = mustpass.load(asked)
+        listed = {*mustpass.load(asked), *(c.id for c in at_most(asked, drawn))}
         for id in listed:
             if id not in known:
                 result.add("missing_case", id, f"in the frozen list of {asked}, no result")
@@ -43,6 +45,16 @@ def check(evidence: schema.Evidence, result: Verification) -> dict[str, Case]:
             if id not in listed:
                 result.add("unknown_case", id, f"not in the frozen list of {asked}")
     return known
+
+
+def _drawn(evidence: schema.Evidence, result: Verification) -> tuple[Case, ...]:
+    """The cases that the kit draws from the evidence's claims; none, and a finding, where they
+    are not of the form the kit records."""
+    try:
+        return cases_from(evidence.claims)
+    except (ValueError, KeyError, TypeError) as error:
+        result.add("claims", "claims", f"no cases can be drawn: {error}")
+        return ()
 
 
 def _outcome(

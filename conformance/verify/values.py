@@ -10,7 +10,7 @@ from flashmla_hub.conformance.inputs import Inputs
 from flashmla_hub.conformance.model import Case, Samples
 from flashmla_hub.conformance.oracle_numpy import row_outputs
 from flashmla_hub.conformance.report.schema import CaseEvidence
-from flashmla_hub.conformance.samples import coordinate, positions
+from flashmla_hub.conformance.samples import coordinate, recorded
 from flashmla_hub.conformance.tolerance import F64, excess, lse_bound, out_bound
 from flashmla_hub.conformance.verify.finding import Verification
 from flashmla_hub.request import SPARSE_PREFILL
@@ -46,7 +46,7 @@ def check_form(case: Case, got: CaseEvidence, result: Verification) -> bool:
             result.add("missing_samples", where, f"shape {sample.shape}, not {shapes[tensor]}")
             comparable = False
             continue
-        index = positions(case.id, tensor, math.prod(sample.shape), case.seed)
+        index = recorded(case, tensor, sample.shape)
         if sample.index != index or len(sample.value) != len(index):
             result.add("sample_positions", where, "not the positions drawn for this case")
             comparable = False

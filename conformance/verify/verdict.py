@@ -92,6 +92,8 @@ def _levels(
             result.add("level", f"verdict.levels {want.level}", f"{got}, expected {want}")
     if len(verdict.levels) != len(run.levels):
         result.add("level", "verdict.levels", f"{len(verdict.levels)}, not {len(run.levels)}")
+    if verdict.families != run.families:
+        result.add("level", "verdict.families", "the families' levels do not follow from the cases")
     if (verdict.badge, verdict.extras) != (run.badge, run.extras):
         result.add(
             "badge",

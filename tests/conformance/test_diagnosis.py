@@ -7,10 +7,11 @@ from flashmla_hub.conformance import diagnosis
 from flashmla_hub.conformance.cases import all_cases
 from flashmla_hub.conformance.catalogue import CATALOGUE
 from flashmla_hub.conformance.inputs import Inputs
-from flashmla_hub.conformance.memory import Call, NotReached, place
+from flashmla_hub.conformance.memory import Call, NotReached
 from flashmla_hub.conformance.mistakes import Mistake
 from flashmla_hub.conformance.model import Case
 from flashmla_hub.conformance.oracle_torch import Oracle, Outputs
+from flashmla_hub.conformance.placing import place
 from flashmla_hub.conformance.tolerance import compare
 
 # Small cases in which each mistake of the catalogue can show; the first that shows it decides.

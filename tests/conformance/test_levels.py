@@ -9,7 +9,7 @@ from flashmla_hub.conformance import known, levels
 from flashmla_hub.conformance.cases import cases_of
 from flashmla_hub.conformance.model import Case, CaseResult, Outcome, RunMeta, RunResult
 
-CPU = RunMeta(contract_version=1, kit_version="1", generator_version=1, backend="b", level="L3",
+CPU = RunMeta(contract_version=2, kit_version="1", generator_version=1, backend="b", level="L3",
               device={"type": "cpu"})  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def verdict(meta: RunMeta = CPU, **changes: CaseResult | Outcome) -> RunResult:
 def test_all_passed() -> None:
     run = verdict()
     assert run.level == "L3"
-    assert run.badge.startswith("L3 v1 cpu +")
+    assert run.badge.startswith("L3 v2 cpu sparse L3 prefill L3 v32 L3 model1 L3 +")
     assert "+fp16" in run.badge
     assert [level.reached for level in run.levels] == [True] * 4 + [False]
 

@@ -12,9 +12,10 @@ import pytest
 from flashmla_hub.conformance import oracle_numpy
 from flashmla_hub.conformance.cases import all_cases
 from flashmla_hub.conformance.inputs import Inputs
-from flashmla_hub.conformance.memory import NotReached, place
+from flashmla_hub.conformance.memory import NotReached
 from flashmla_hub.conformance.model import Case
 from flashmla_hub.conformance.oracle_torch import Oracle
+from flashmla_hub.conformance.placing import place
 
 DRAWN = [c for c in all_cases() if c.check in ("values", "refusal") and c.variant != "unknown"
          and c.batch]  # fmt: skip

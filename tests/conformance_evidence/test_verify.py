@@ -29,10 +29,10 @@ def test_honest_evidence_verifies(honest: Evidence) -> None:
     result = verify(canonical_json(honest))
     assert result.ok, result.findings
     assert not result.stale
-    assert result.badge == "L0 v1 cpu"
-    assert (result.cases, result.recomputed, result.values) == (2, 1, 80)
+    assert result.badge == "L0 v2 cpu"
+    assert (result.cases, result.recomputed, result.values) == (6, 5, 416)
     text = summary(result)
-    assert text.startswith("VERIFIED: 'honest' '1': L0 v1 cpu")
+    assert text.startswith("VERIFIED: 'honest' '1': L0 v2 cpu")
     assert "does not show" in text
     assert "asserted: that it was backend 'honest'" in text
 
@@ -91,7 +91,7 @@ def test_share_is_drawn_by_seed(honest: Evidence) -> None:
 def test_progress_counts(honest: Evidence) -> None:
     seen: list[tuple[int, int]] = []
     verify(canonical_json(honest), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(0, 1)]
+    assert seen == [(done, 5) for done in range(5)]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"predicate": 3}', "nonsense", "NaN"])
@@ -158,4 +158,4 @@ def test_needs_numpy_alone(honest: Evidence, tmp_path: Path) -> None:
         timeout=120,
         check=False,
     )
-    assert process.stdout.strip() == "True 80", process.stderr
+    assert process.stdout.strip() == "True 416", process.stderr
