@@ -144,6 +144,8 @@ def finish(meta: RunMeta, cases: Sequence[Case], results: Sequence[CaseResult]) 
 
 def by_family(verdict: Any) -> dict[str, str]:
     """The level of each family; evidence of contract 1 has one ladder for all of them."""
+    if verdict.families:
+        return {item.family: item.level for item in verdict.families if item.level}
     return {"all": verdict.level} if verdict.level else {}
 
 

@@ -177,6 +177,9 @@ def _print(out: Console, result: Any) -> None:
         if level.level <= meta.level:
             _line(out, f"  {level.level}  {_state(level, meta)}")
     _line(out, "Each level counts the cases of the levels below it too.")
+    families = ", ".join(f"{f.family} {f.level or 'none'}" for f in result.families)
+    if families:
+        _line(out, f"By family: {families}")
     found = grouping.findings(result.results)
     if advice := grouping.advice(found):
         _line(out, f"\n{plain(advice)}", "bold")
