@@ -53,6 +53,8 @@ def axes_of(declared: Declaration) -> dict[str, tuple[Any, ...]] | None:
         axes[name] = _plain_first(name, ends(declared.numbers(name), SERVED[name]))
     if op == SPARSE_PREFILL:
         axes["page_block_size"] = axes["s_q"] = (1,)
+        # a list for each KV head is not judged yet: the oracle knows one list a query
+        axes["h_kv"] = tuple(n for n in axes["h_kv"] if n == 1)
     if op != DENSE_DECODE:
         axes["topk"] = _plain_first("topk", ends(declared.numbers("topk"), SERVED["topk"]))
     axes["batch"] = BATCHES[op]
