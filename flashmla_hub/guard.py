@@ -158,7 +158,9 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: False  # signals go to the main thread
         return
     if not callable(before):
-        yield lambda: True
+        # Ignored (a shell's background job) or the system's own: then none arrives as an exception.
+        seen = before not in (signal.SIG_IGN, signal.SIG_DFL)
+        yield lambda: seen
         return
 
     def listen(number: int, frame: Any) -> None:

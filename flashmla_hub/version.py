@@ -1,4 +1,4 @@
 """The version, and the version of the contract that the conformance suite proves."""
 
 __version__ = "0.2.0"
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from flashmla_hub import config
 
 pytest_plugins = ["suite_times"]
 
+# A shell starts background jobs with Ctrl-C ignored; the tests of Ctrl-C send one to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # small tensors: threads cost more than they bring
 
 

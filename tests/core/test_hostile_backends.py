@@ -111,6 +111,17 @@ def test_a_real_interrupt_ends_the_call_and_one_of_a_plugins_does_not():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_plugins_interrupt_is_one_where_no_real_one_can_come(handler):
+    """A background job of a shell runs with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with registered(hostile("rank", raising(KeyboardInterrupt()))):
+            assert hub.explain(KEY).selected == "torch"
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Sneaky(int):
     def __lt__(self, other):
         return False
