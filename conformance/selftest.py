@@ -166,15 +166,23 @@ def try_honest(which: int, ids: Sequence[str], seed: int) -> list[FalseAlarm]:
 
 
 def run(
-    seeds: int = 1, jobs: int = 1, every_case: bool = False, only: str = "", drawn: bool = False
+    seeds: int = 1,
+    jobs: int = 1,
+    every_case: bool = False,
+    only: str = "",
+    drawn: bool = False,
+    short: bool = False,
 ) -> tuple[list[Verdict], list[FalseAlarm]]:
     """All mutants (or those whose name holds ``only``) and the honest backends on each seed.
 
     The honest ones run the cases that mutants of L1 and L2 are judged by first, or with
-    ``every_case`` the whole table. ``drawn``: the fixed cases off, only those drawn from claims.
+    ``every_case`` the whole table. ``short``: without the mutants of whole axes, which large cases
+    alone can see. ``drawn``: the fixed cases off, only those drawn from claims.
     ``jobs`` processes share the work.
     """
-    mutants = [i for i, m in enumerate(MUTANTS) if only in m.name]
+    mutants = [
+        i for i, m in enumerate(MUTANTS) if only in m.name and not (short and m.sees is not None)
+    ]
     table = [case.id for case in all_cases()]
     if drawn:
         table = []
@@ -250,11 +258,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--drawn", action="store_true",
                         help="fixed cases off: what the cases drawn from claims kill alone, at "
                         "least 80 %% (naming is not asked)")  # fmt: skip
+    parser.add_argument("--short", action="store_true",
+                        help="without the mutants of whole axes: large cases")  # fmt: skip
     parser.add_argument("-k", dest="only", default="", help="mutants whose name holds this")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     started = time.monotonic()
-    verdicts, alarms = run(args.seeds, args.jobs, args.every_case, args.only, args.drawn)
+    verdicts, alarms = run(
+        args.seeds, args.jobs, args.every_case, args.only, args.drawn, args.short
+    )
     count = totals(verdicts, alarms)
     if args.json:
         result: dict[str, Any] = {**count, "seconds": round(time.monotonic() - started, 1)}

@@ -146,7 +146,7 @@ class CompressedMLA(nn.Module):
             "head_dim_v": self.attention.head_dim,
             "softmax_scale": self.softmax_scale,
             "indices": cache.slots_of(tokens),
-            "attn_sink": self.attention.sinks.float(),
+            "attn_sink": self.attention.sinks.detach().float(),
             "backend": self.backend,
             "kv_format": None if cache.layout == "dense" else cache.layout,
         }
@@ -177,7 +177,7 @@ class CompressedMLA(nn.Module):
             indices.flatten(0, 1).unsqueeze(1),
             self.softmax_scale,
             dim,
-            self.attention.sinks.float(),
+            self.attention.sinks.detach().float(),
             backend=self.backend,
         )
         return out.view(batch, s_q, h_q, dim)

@@ -28,7 +28,7 @@ def test_the_guides_kernel_reaches_the_contract():
     from core_helpers import Narrow, dense
 
     text = (ROOT / "docs" / "adding-a-backend.md").read_text()
-    code = re.search(r"```python\nimport torch\n(.*?)```", text, re.DOTALL).group(0)
+    code = re.search(r"```python\n(?=\"\"\"The kernel of)(.*?)```", text, re.DOTALL).group(0)
     names: dict = {}
     exec(code.removeprefix("```python\n").removesuffix("```"), names)
 
