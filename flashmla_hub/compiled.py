@@ -23,6 +23,9 @@ from flashmla_hub.errors import InvalidRequestError
 _SCHEMA = {Tensor: "Tensor", int: "int", float: "float", bool: "bool", str: "str"}
 _ACCEPTED: dict[Any, Any] = {float: (float, int)}
 
+# of each kind, the fields that are no outputs; the dynamo of torch 2.6 cannot iterate over _fields
+_TAKEN = {kind: tuple(n for n in fields if n not in OUTPUTS) for kind, fields in FIELDS.items()}
+
 _library = torch.library.Library("flashmla_hub", "DEF")
 
 
@@ -66,8 +69,7 @@ def _define(
 
 def _flat(args: Any, written: tuple[str, ...] = ()) -> list[Any]:
     """The values that an op takes, in the order of its schema."""
-    fields = [name for name in args._fields if name not in OUTPUTS]
-    return [getattr(args, name) for name in (*fields, *written)]
+    return [getattr(args, name) for name in (*_TAKEN[type(args)], *written)]
 
 
 def _decode(args: DecodeArguments) -> tuple[Tensor, Tensor]:

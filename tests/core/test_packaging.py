@@ -160,13 +160,45 @@ PYTHONS = [p for minor in range(10, 15) if (p := shutil.which(f"python3.{minor}"
 @pytest.mark.parametrize("python", PYTHONS, ids=lambda path: Path(path).name)
 def test_the_wheel_works_on_every_python_that_is_here(python, wheel, tmp_path):
     """Whole: with its dependencies, in an environment that sees nothing else."""
-    run(python, "-m", "venv", tmp_path / "env", cwd=tmp_path)
-    own = tmp_path / "env" / "bin" / "python"
-    run(own, "-m", "pip", "install", "-q", wheel, cwd=tmp_path,
-        PIP_CONSTRAINT=str(ROOT / "constraints-cpu.txt"))  # fmt: skip
+    own = fresh(tmp_path / "env", python, wheel, PIP_CONSTRAINT=str(ROOT / "constraints-cpu.txt"))
     assert run(own, "-c", CHECK, cwd=tmp_path).startswith("fine")
     told = run(own, "-m", "flashmla_hub", "explain", "--device", "amd:gfx942", cwd=tmp_path)
     assert told.startswith("selected amd")
+
+
+def fresh(folder: Path, python: str, *packages: object, **env: str) -> Path:
+    """The Python of a new environment that holds ``packages`` with their dependencies."""
+    run(python, "-m", "venv", folder, cwd=folder.parent)
+    own = folder / "bin" / "python"
+    run(own, "-m", "pip", "install", "-q", "--no-cache-dir", *packages, cwd=folder.parent, **env)
+    return own
+
+
+VERSIONS = {
+    "oldest": ("torch==2.6.*", "numpy==1.26.*"),
+    "newest": ("torch", "numpy>=2"),  # as far as this machine's pip looks
+}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)  # a torch with its libraries is 3 GB
+@pytest.mark.parametrize("versions", VERSIONS)
+def test_the_wheel_is_used_with(versions, wheel, tmp_path, request):
+    """Whole environments too: the calls against the oracle, doctor, and the kit up to L1."""
+    if versions == "oldest" and sys.version_info >= (3, 13):
+        pytest.skip("no numpy 1.26 for this Python")
+    folder = tmp_path / "env"
+    request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))  # 6 GB
+    python = fresh(folder, sys.executable, wheel, *VERSIONS[versions])
+    assert run(python, "-c", CHECK, cwd=tmp_path).startswith("fine")
+    tests = ROOT / "tests"
+    told = run(python, tests / "core" / "first_calls.py", cwd=tmp_path, PYTHONPATH=str(tests))
+    assert told.startswith("right with torch ")
+    hub = python.parent / "flashmla-hub"
+    doctor = run(hub, "doctor", cwd=tmp_path)
+    judged = run(hub, "conformance", "--backend", "torch", "--level", "L1", cwd=tmp_path)
+    print(told, doctor, judged)  # what ran, for pytest -s
+    assert "torch" in doctor
 
 
 def test_the_sdist_has_the_documents_and_the_wheel_its_facts(source, wheel, tmp_path):
