@@ -144,38 +144,35 @@ def _sized(sizes: Sizes) -> dict[str, int]:
     }
 
 
-def _v3(sizes: Sizes) -> Any:
-    config = transformers.DeepseekV3Config(
+def _with_rope(sizes: Sizes, **changed: Any) -> dict[str, Any]:
+    return {
         **_MLA,
         **_sized(sizes),
-        num_key_value_heads=sizes.heads,
-        qk_rope_head_dim=64,
-        first_k_dense_replace=min(2, sizes.layers),
-    )
-    return transformers.DeepseekV3ForCausalLM(config)
+        "num_key_value_heads": sizes.heads,
+        "qk_rope_head_dim": 64,
+        "first_k_dense_replace": min(2, sizes.layers),
+        **changed,
+    }
+
+
+def _indexer_types(sizes: Sizes) -> list[str]:
+    return ["full" if i % 2 == 0 else "shared" for i in range(sizes.layers)]
+
+
+def _v3(sizes: Sizes) -> Any:
+    return transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**_with_rope(sizes)))
 
 
 def _v32(sizes: Sizes) -> Any:
-    config = transformers.DeepseekV32Config(
-        **_MLA,
-        **_INDEXER,
-        **_sized(sizes),
-        num_key_value_heads=sizes.heads,
-        qk_rope_head_dim=64,
-        first_k_dense_replace=min(2, sizes.layers),
-    )
+    config = transformers.DeepseekV32Config(**_with_rope(sizes, **_INDEXER))
     return transformers.DeepseekV32ForCausalLM(config)
 
 
 def _glm(sizes: Sizes) -> Any:
+    heads = {"v_head_dim": 256, "qk_nope_head_dim": 192}
+    types = _indexer_types(sizes)
     config = transformers.GlmMoeDsaConfig(
-        **_MLA | {"v_head_dim": 256, "qk_nope_head_dim": 192},
-        **_INDEXER,
-        **_sized(sizes),
-        num_key_value_heads=sizes.heads,
-        qk_rope_head_dim=64,
-        first_k_dense_replace=min(2, sizes.layers),
-        indexer_types=["full" if i % 2 == 0 else "shared" for i in range(sizes.layers)],
+        **_with_rope(sizes, **_INDEXER, **heads, indexer_types=types)
     )
     return transformers.GlmMoeDsaForCausalLM(config)
 
@@ -194,7 +191,7 @@ def _glm_no_rope(sizes: Sizes) -> Any:
         qk_rope_head_dim=0,
         layer_types=["indexed_attention"] * sizes.layers,
         mlp_layer_types=["dense"] * sizes.layers,
-        indexer_types=["full" if i % 2 == 0 else "shared" for i in range(sizes.layers)],
+        indexer_types=_indexer_types(sizes),
     )
     return TextWithHead(Glm5NextTextModel(config))
 

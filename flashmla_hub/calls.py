@@ -145,6 +145,12 @@ def writable(target: Tensor | None) -> bool:
     )
 
 
+def direct(target: Tensor | None) -> Tensor | None:
+    """``out`` where a kernel may write into it as declarations have it (last dimension contiguous);
+    None: the result is copied by ``store``."""
+    return target if writable(target) and target.stride(-1) == 1 else None  # type: ignore[union-attr]
+
+
 def store(result: Tensor, target: Tensor | None) -> Tensor:
     """``result`` in the tensor that the caller gave, or itself."""
     if target is None or target is result:

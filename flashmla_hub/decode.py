@@ -173,9 +173,7 @@ def _run(
     prepared: calls.Prepared, args: DecodeArguments, meta: SchedMeta | None
 ) -> tuple[Tensor, Tensor]:
     kernel, scale = prepared.kernel, prepared.checked.scale
-    out = args.out if calls.writable(args.out) else None
-    if out is not None and out.stride(-1) != 1:
-        out = None
+    out = calls.direct(args.out)
     lse = args.lse_out if calls.writable(args.lse_out) else None
     if lse is not None and not lse.is_contiguous():
         lse = None

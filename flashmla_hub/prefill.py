@@ -63,9 +63,7 @@ def prefill(args: PrefillArguments) -> tuple[Tensor, Tensor, Tensor]:
         rows = q.new_full((s_q, h_q), float("-inf"), dtype=torch.float32)
         empty = q.new_zeros((s_q, h_q, prepared.checked.key.d_v))
         return calls.store(empty, args.out), rows, torch.full_like(rows, float("inf"))
-    out = args.out if calls.writable(args.out) else None
-    if out is not None and out.stride(-1) != 1:
-        out = None
+    out = calls.direct(args.out)
     got, max_logits, lse = prepared.kernel.run(
         SparsePrefill(
             q, real.kv, real.indices, prepared.checked.scale, out, None, None, real.topk_length,

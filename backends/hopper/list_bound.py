@@ -155,9 +155,15 @@ class ListKernel(HopperKernel):
         q = tensors[0]
         buffers = self._arguments.buffers
         self._pack(buffers, prepared, part, tensors, scratch)
-        q_map = self._map("q", part.q_form, q.data_ptr() + prepared.row_bytes[0] * part.start)
-        buffers.main_pointers[0] = q_map.address
+        address = q.data_ptr() + prepared.row_bytes[0] * part.start
+        self._give_query(buffers, prepared, part, q, address)
         self._fire(buffers, prepared.ctas, part.combine_ctas, stream)
+
+    def _give_query(
+        self, buffers: Buffers, prepared: PreparedLists, part: ListSlice, q: Tensor, address: int
+    ) -> None:
+        """Where the slice's queries are: by a tensor map."""
+        buffers.main_pointers[0] = self._map("q", part.q_form, address).address
 
     def _pack(
         self,

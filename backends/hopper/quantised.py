@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from .bound import DenseKernel
 from .list_bound import SparseDecodeKernel
 from .prepare import Prepared, Slice, row_strides
@@ -38,17 +40,7 @@ class QuantisedDenseKernel(DenseKernel):
 
 
 class QuantisedSparseKernel(SparseDecodeKernel):
-    def _launch_slice(
-        self,
-        prepared: PreparedLists,
-        part: ListSlice,
-        tensors: tuple[Any, ...],
-        stream: int,
-        scratch: int,
+    def _give_query(
+        self, buffers: Any, prepared: PreparedLists, part: ListSlice, q: Tensor, address: int
     ) -> None:
-        q = tensors[0]
-        buffers = self._arguments.buffers
-        self._pack(buffers, prepared, part, tensors, scratch)
-        strides = row_strides(q.shape, q.stride())
-        buffers.pack_quantised(q.data_ptr() + prepared.row_bytes[0] * part.start, 0, 0, *strides)
-        self._fire(buffers, prepared.ctas, part.combine_ctas, stream)
+        buffers.pack_quantised(address, 0, 0, *row_strides(q.shape, q.stride()))

@@ -61,9 +61,9 @@ def _in_front(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = kwargs
-        if not isinstance(kwargs.get("tile_scheduler_metadata"), SchedMeta):
-            given = kwargs | {"tile_scheduler_metadata": None} if _is_decode(name) else kwargs
+        given = dict(kwargs)
+        if not isinstance(given.get("tile_scheduler_metadata"), SchedMeta):
+            given.pop("tile_scheduler_metadata", None)  # FlashMLA's own, of no use here
         try:
             return ours(*args, **given)
         except (NoBackendError, NotSupportedError) as error:
@@ -76,7 +76,3 @@ def _in_front(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
     call.flashmla_hub_original = original  # type: ignore[attr-defined]
     return call
-
-
-def _is_decode(name: str) -> bool:
-    return name == "flash_mla_with_kvcache"
